@@ -1,0 +1,219 @@
+"""What `measure` and `serve` are to a test, and the objects that they return."""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from pytest_moeperf import gate, judge
+from pytest_moeperf.errors import MoeperfError, UsageError
+from pytest_moeperf.records import CellResult, Outcome, Verdict
+from pytest_moeperf.report import verdict as verdict_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pytest_moeperf.memory import Architecture
+    from pytest_moeperf.metrics import SLO
+    from pytest_moeperf.run import MeasuredCell, Run
+    from pytest_moeperf.server import RunningServer, Shutdown
+    from pytest_moeperf.session import MoeperfSession, NamedServer
+    from pytest_moeperf.workload import Workload
+
+__all__ = ["Cell", "Measure", "Ratio", "Serve"]
+
+_Rung = TypeVar("_Rung")
+
+FAILING = frozenset({Outcome.REGRESSED, Outcome.UNSTABLE, Outcome.NO_BASELINE, Outcome.INVALID})
+UNJUDGED = frozenset({Outcome.INCOMPARABLE, Outcome.ENV_DRIFT})
+"""Outcomes that skip the test, visibly: nothing on this machine can judge it."""
+
+
+@contextmanager
+def _at_work(item: pytest.Item, session: MoeperfSession) -> Iterator[Run]:
+    """Show progress meanwhile, and an error of ours as the test's failure in its own words."""
+    try:
+        with session.during(item):
+            yield session.run
+    except MoeperfError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Measures for one test; equal cells are measured once a run."""
+
+    item: pytest.Item
+    session: MoeperfSession
+
+    def __call__(self, server: NamedServer, workload: Workload, *, slo: SLO | None = None) -> Cell:
+        """Play `workload` on `server` until steady and then for the repeats that count."""
+        with _at_work(self.item, self.session) as run:
+            return Cell(self, run.measure(self.session.spec(server), workload, slo=slo))
+
+    def together(
+        self, first: NamedServer, second: NamedServer, workload: Workload
+    ) -> tuple[Cell, Cell]:
+        """Play one workload on two servers in turns, so that their ratio is paired in time."""
+        one, other = self._in_turns([(first, workload), (second, workload)])
+        return one, other
+
+    def ladder(self, server: NamedServer, workloads: Mapping[_Rung, Workload]) -> dict[_Rung, Cell]:
+        """Play several workloads on one server in turns; the cells have the keys of `workloads`."""
+        cells = self._in_turns([(server, workload) for workload in workloads.values()])
+        return dict(zip(workloads, cells, strict=True))
+
+    def _in_turns(self, pairs: Sequence[tuple[NamedServer, Workload]]) -> list[Cell]:
+        with _at_work(self.item, self.session) as run:
+            measured = run.measure_in_turns(
+                [(self.session.spec(server), workload) for server, workload in pairs]
+            )
+        return [Cell(self, each) for each in measured]
+
+    def startup(self, server: NamedServer) -> Cell:
+        """How long the server took to become ready, as a cell of one value a start."""
+        with _at_work(self.item, self.session) as run:
+            return Cell(self, run.measure_startup(self.session.spec(server)))
+
+    def architecture(self, server: NamedServer) -> Architecture:
+        """The server's model, as numbers for a prediction."""
+        with _at_work(self.item, self.session) as run:
+            return run.model(server.spec.model).architecture
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Gives a test the running server itself."""
+
+    item: pytest.Item
+    session: MoeperfSession
+
+    def __call__(self, server: NamedServer) -> RunningServer:
+        """Start the server, or take the one that runs."""
+        with _at_work(self.item, self.session) as run:
+            return run.serve(self.session.spec(server))
+
+    def stop(self, server: NamedServer) -> Shutdown:
+        """End the server and tell how it went; the next test that needs it starts a new one."""
+        with _at_work(self.item, self.session) as run:
+            return run.stop(self.session.spec(server))
+
+    def expect(
+        self, server: NamedServer, figure: str, measured: float | None, *, equal_to: float, why: str
+    ) -> None:
+        """Fail unless a figure that the server tells is exactly the calculated one."""
+        with _at_work(self.item, self.session) as run:
+            cell = run.told(self.session.spec(server))
+        verdict = gate.judge_prediction(
+            figure, () if measured is None else (measured,), predicted=equal_to, factor=1.0, why=why
+        )
+        _conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A measured cell that can be held against its baseline or against another cell."""
+
+    measure: Measure
+    measured: MeasuredCell
+
+    def value(self, metric: str) -> float | None:
+        """The median of the repeats, in the metric's unit; None where it was not measurable."""
+        self.require_valid()
+        values = [value for value in self.measured.result.values(metric) if value is not None]
+        return statistics.median(values) if values else None
+
+    def gate(self, *metrics: str) -> None:
+        """Fail the test when one of `metrics` is worse than the stored baseline allows.
+
+        Skip it, naming the field that differs, where no stored baseline can judge this machine.
+        """
+        item, session = self.measure.item, self.measure.session
+        with _at_work(item, session):
+            if not metrics:
+                raise UsageError("gate() judges nothing: name a metric, such as 'tpot_ms.p50'")
+            result = session.judge(item, self.measured, metrics)
+        _conclude(item, session, result)
+
+    def require_valid(self) -> None:
+        """Fail the test where too many repeats were invalid, with what was found in them."""
+        if self.measured.result.invalid:
+            item, session = self.measure.item, self.measure.session
+            _conclude(item, session, session.judge(item, self.measured, ()))
+
+    def over(self, other: Cell, metric: str) -> Ratio:
+        """This cell's `metric` divided by the other's, repeat by repeat."""
+        for cell in (self, other):
+            cell.require_valid()
+        return Ratio(self.measure, self, other, metric)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A figure relative to another one of the same run; any machine can judge it."""
+
+    measure: Measure
+    above: Cell
+    below: Cell
+    metric: str
+
+    @property
+    def name(self) -> str:
+        """The metric, and what is under the fraction line."""
+        above, below = self.above.measured.result, self.below.measured.result
+        same_workload = above.workload == below.workload
+        return f"{self.metric} ÷ {below.server if same_workload else below.workload}"
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The ratio in every repeat that both cells have."""
+        return gate.paired_ratios(
+            self.above.measured.result.values(self.metric),
+            self.below.measured.result.values(self.metric),
+        )
+
+    def within(self, lower: float | None, upper: float | None, *, why: str) -> None:
+        """Fail the test unless the median ratio lies between the bounds."""
+        self._conclude(
+            lambda: judge.judge_bounds(self.name, self.values, lower=lower, upper=upper, why=why)
+        )
+
+    def expect(self, predicted: float, *, factor: float, why: str) -> None:
+        """Fail the test unless the median is within `predicted` divided and times `factor`."""
+        self._conclude(
+            lambda: gate.judge_prediction(
+                self.name, self.values, predicted=predicted, factor=factor, why=why
+            )
+        )
+
+    def _conclude(self, judged: Callable[[], Verdict]) -> None:
+        """Measure on once before a bad verdict is final."""
+        item, session = self.measure.item, self.measure.session
+        cells = (self.above, self.below)
+        with _at_work(item, session) as run:
+            verdict = judged()
+            confirmed = verdict.outcome in FAILING and run.confirm(
+                [each.measured for each in cells]
+            )
+        if confirmed:
+            for cell in cells:
+                cell.require_valid()
+            verdict = judged()
+        # Without a verdict of its own, but its samples are a half of what was judged.
+        session.add(item, self.below.measured.result)
+        _conclude(item, session, session.add(item, self.above.measured.result, verdict))
+
+
+def _conclude(item: pytest.Item, session: MoeperfSession, result: CellResult) -> None:
+    """Raise what the verdicts say, in the call phase of the test."""
+    outcomes = {verdict.outcome for verdict in result.verdicts}
+    if outcomes & FAILING:
+        text = verdict_text.failure(result, next_steps=session.next_steps(item, result))
+        pytest.fail(text, pytrace=False)
+    if outcomes & UNJUDGED:
+        # The test's own line in the summary, not the line of this module.
+        raise pytest.skip.Exception(verdict_text.one_line(result), _use_item_location=True)

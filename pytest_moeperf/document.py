@@ -1,0 +1,266 @@
+"""Records as JSON documents and back: the one form that baselines and run reports share.
+
+Reading is strict, because a baseline arrives with a pull request: a repeated key, a number that
+is not finite, nesting without end and anything that the schema does not allow are errors with
+the place in the document. Writing is canonical: equal records give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pytest_moeperf.errors import BaselineError
+from pytest_moeperf.records import Finding, Fingerprint, Sample, StartRecord
+from pytest_moeperf.redaction import is_secret_name
+
+__all__ = [
+    "finding_document",
+    "fingerprint_document",
+    "parse",
+    "printable",
+    "read_fingerprint",
+    "read_start",
+    "render",
+    "rounded",
+    "samples_document",
+    "start_document",
+    "stored_form",
+    "validate",
+]
+
+_DECIMALS = 4
+_SIGNIFICANT_DIGITS = 6
+_LARGEST = 1e300
+"""Beyond it a number is a mistake, and arithmetic on it would overflow."""
+_ENTRIES_ON_A_LINE = 3
+_QUOTED_CHARACTERS = 60
+_MESSAGE_CHARACTERS = 200
+_REDACTED = "(redacted)"
+_LONGEST_TEXT = 500
+"""As the schemas allow."""
+
+
+def rounded(value: float | None) -> float | None:
+    """The figure as it is stored: four decimals, and six significant digits where it is small.
+
+    JSON has no word for NaN and infinity; nothing was measured there, so they become None.
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    if value == 0:
+        return 0.0
+    decimals = max(_DECIMALS, _SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value))))
+    return round(float(value), decimals)
+
+
+def render(document: object) -> str:
+    """Canonical JSON, made for diffs: sorted keys, LF, a newline at the end.
+
+    A list of scalars is one line, and so is an object of at most three scalars; everything else
+    has an item a line. ASCII, so that a reviewer sees every character.
+    """
+    return _rendered(document, indent="") + "\n"
+
+
+def _rendered(value: object, *, indent: str) -> str:
+    if _fits_a_line(value):
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    inner = indent + "  "
+    if isinstance(value, Mapping):
+        items = [
+            f"{json.dumps(key)}: {_rendered(value[key], indent=inner)}" for key in sorted(value)
+        ]
+        opening, closing = "{}"
+    elif isinstance(value, Sequence):
+        items = [_rendered(item, indent=inner) for item in value]
+        opening, closing = "[]"
+    else:
+        raise TypeError(f"{type(value).__name__} has no place in a document")
+    body = ",\n".join(inner + item for item in items)
+    return f"{opening}\n{body}\n{indent}{closing}"
+
+
+def _fits_a_line(value: object) -> bool:
+    if _is_scalar(value):
+        return True
+    if isinstance(value, Mapping):
+        return len(value) <= _ENTRIES_ON_A_LINE and all(map(_is_scalar, value.values()))
+    return isinstance(value, list | tuple) and all(map(_is_scalar, value))
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def parse(text: str, *, source: str) -> Any:
+    """The document in `text`, or BaselineError with `source`, line and column."""
+    try:
+        document = json.loads(text, object_pairs_hook=_without_repeats)
+        for place, number in _numbers(document, "$"):
+            if not abs(number) <= _LARGEST:  # NaN compares false with everything
+                shown = _cut(place, _MESSAGE_CHARACTERS)
+                raise BaselineError(f"{source}: {shown} is not a finite number")
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno}"
+        raise BaselineError(f"{source}: {place}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise BaselineError(f"{source}: not a baseline: nested too deeply") from error
+    except ValueError as error:
+        raise BaselineError(f"{source}: not JSON: {error}") from error
+    return document
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # The json module would silently keep the last one, a reviewer might read the first.
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {_quoted(repeated)} is repeated in one object")
+    return document
+
+
+def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{place}.{printable(key)}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _numbers(item, f"{place}[{index}]")
+    elif isinstance(value, int | float):
+        yield place, value
+
+
+def validate(document: Any, schema: Mapping[str, Any], *, source: str) -> None:
+    """Raise BaselineError with the path of what the schema does not allow."""
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 - 0.1 s, only to read a file
+    from jsonschema.exceptions import best_match  # noqa: PLC0415 - the same
+
+    error = best_match(Draft202012Validator(schema).iter_errors(document))
+    if error is None:
+        return
+    place = _cut(printable(_place(error.absolute_path)), _MESSAGE_CHARACTERS)
+    if error.validator in {"required", "additionalProperties"}:
+        # Only these two messages say more than the rule does: they name the key.
+        raise BaselineError(
+            f"{source}: {place}: {_cut(printable(error.message), _MESSAGE_CHARACTERS)}"
+        )
+    rule = _rule(str(error.validator), error.validator_value)
+    raise BaselineError(f"{source}: {place}: {_quoted(error.instance)} {rule}")
+
+
+def _rule(keyword: str, value: object) -> str:
+    """What a schema keyword demands, in words that follow the value that broke it."""
+    words = {
+        "const": f"must be {_quoted(value)}",
+        "enum": f"must be one of {_quoted(value)}",
+        "type": f"must be of type {_quoted(value)}",
+        "minimum": f"must be at least {value}",
+        "maximum": f"must be at most {value}",
+        "exclusiveMinimum": f"must be above {value}",
+        "minItems": f"must have at least {value} items",
+        "maxItems": f"must have at most {value} items",
+        "minProperties": f"must have at least {value} entries",
+        "maxProperties": f"must have at most {value} entries",
+        "minLength": f"must have at least {value} characters",
+        "maxLength": f"must have at most {value} characters",
+        "pattern": f"must match {value}",
+        "not": "must not contain control characters",
+    }
+    return words.get(keyword, f"breaks the rule {keyword}")
+
+
+def _place(path: Sequence[str | int]) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "$" + "".join(parts)
+
+
+def _quoted(value: object) -> str:
+    return _cut(json.dumps(value), _QUOTED_CHARACTERS)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or could not show, written as escapes."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def fingerprint_document(fingerprint: Fingerprint) -> dict[str, Any]:
+    """All fields; `read_fingerprint` is its inverse."""
+    return asdict(fingerprint)
+
+
+def read_fingerprint(document: Mapping[str, Any]) -> Fingerprint:
+    """Inverse of `fingerprint_document`, for a document that the schema allows."""
+    return Fingerprint(
+        **{**document, "gpus": tuple(document["gpus"]), "cpu_cores": int(document["cpu_cores"])}
+    )
+
+
+def finding_document(finding: Finding) -> dict[str, str]:
+    """All fields."""
+    return asdict(finding)
+
+
+def samples_document(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Repeats by column: a metric's values in all repeats are one list, null where not measured.
+
+    `findings`, one list a repeat, is there only if any repeat has one.
+    """
+    metrics = sorted({metric for sample in samples for metric in sample.values})
+    document: dict[str, Any] = {
+        "seeds": [sample.seed for sample in samples],
+        "values": {
+            metric: [rounded(sample.values.get(metric)) for sample in samples] for metric in metrics
+        },
+    }
+    if not all(sample.valid for sample in samples):
+        document["findings"] = [
+            [finding_document(finding) for finding in sample.findings] for sample in samples
+        ]
+    return document
+
+
+def _read_samples(document: Mapping[str, Any]) -> tuple[Sample, ...]:
+    findings = document.get("findings") or [[] for _ in document["seeds"]]
+    return tuple(
+        Sample(
+            seed=int(seed),
+            values={metric: column[index] for metric, column in document["values"].items()},
+            findings=tuple(Finding(**finding) for finding in findings[index]),
+        )
+        for index, seed in enumerate(document["seeds"])
+    )
+
+
+def start_document(start: StartRecord) -> dict[str, Any]:
+    """All fields: figures rounded, the environment's secrets replaced, its values on one line."""
+    return {
+        "engine_version": start.engine_version,
+        "environment": {
+            name: _REDACTED if is_secret_name(name) else printable(value)[:_LONGEST_TEXT]
+            for name, value in start.environment.items()
+        },
+        "recorded_at": start.recorded_at,
+        "repeats": samples_document(start.repeats),
+        "session_id": start.session_id,
+        "start_id": start.start_id,
+        "startup_s": rounded(start.startup_s),
+    }
+
+
+def read_start(document: Mapping[str, Any]) -> StartRecord:
+    """Inverse of `start_document`, for a document that the schema allows."""
+    return StartRecord(**{**document, "repeats": _read_samples(document["repeats"])})
+
+
+def stored_form(start: StartRecord) -> StartRecord:
+    """The start as it reads back: rounded, every repeat with every metric, without secrets."""
+    return read_start(start_document(start))

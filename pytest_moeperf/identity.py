@@ -1,0 +1,59 @@
+"""What a server and a workload are called in stored files: readable, and equal only if they are."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pytest_moeperf.redaction import is_secret_name
+from pytest_moeperf.workload import WORKLOAD_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_moeperf.metrics import SLO
+    from pytest_moeperf.records import EngineInstall, ServerSpec
+
+__all__ = ["cell_name", "remote_host", "server_identity", "workload_identity"]
+
+THIS_MACHINE = frozenset({None, "127.0.0.1", "::1", "localhost"})
+
+
+def server_identity(spec: ServerSpec) -> str:
+    """All of a spec but model and engine: `tp2, bfloat16, context 4096, --max-num-seqs 8`."""
+    context = [f"context {spec.max_model_len}"] if spec.max_model_len is not None else []
+    flags = [" ".join(spec.flags)] if spec.flags else []
+    env = [f"{name}={_shown(name, value)}" for name, value in sorted(spec.env)]
+    return ", ".join([f"tp{spec.tensor_parallel_size}", spec.dtype, *context, *flags, *env])
+
+
+def _shown(name: str, value: str) -> str:
+    return "(secret)" if is_secret_name(name) else value
+
+
+def workload_identity(slug: str, slo: SLO | None, drawn_from: Sequence[object] = ()) -> str:
+    """The workload, its version, its objectives, and a digest of the texts or the trace it uses."""
+    parts = [f"{slug}@{WORKLOAD_VERSION}"]
+    if slo is not None:
+        objectives = ((item.name, getattr(slo, item.name)) for item in fields(slo))
+        parts += [f"{name}<={value:g}" for name, value in objectives if value is not None]
+    if drawn_from:
+        parts.append(hashlib.sha256(repr(drawn_from).encode()).hexdigest()[:12])
+    return " ".join(parts)
+
+
+def cell_name(model: str, spec: ServerSpec, slug: str) -> str:
+    """`mini-moe.<slug>`; a spec with settings of its own has a digest of them in its name."""
+    plain = type(spec)(spec.model)
+    settings = server_identity(spec)
+    if settings == server_identity(plain):
+        return f"{model}.{slug}"
+    return f"{model}-{hashlib.sha256(settings.encode()).hexdigest()[:6]}.{slug}"
+
+
+def remote_host(install: EngineInstall) -> str | None:
+    """The host of a server that was attached elsewhere; None for one on this machine."""
+    host = urlsplit(install.url).hostname if install.url is not None else None
+    return None if host in THIS_MACHINE else host

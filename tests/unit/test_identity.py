@@ -1,0 +1,43 @@
+import pytest
+
+from pytest_moeperf.identity import cell_name, server_identity, workload_identity
+from pytest_moeperf.metrics import SLO
+from pytest_moeperf.records import ServerSpec
+
+PLAIN = ServerSpec("mini-moe")
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (PLAIN, "tp1, bfloat16"),
+        (ServerSpec("m", tensor_parallel_size=2, max_model_len=512), "tp2, bfloat16, context 512"),
+        (ServerSpec("m", flags=("--max-num-seqs", "8")), "tp1, bfloat16, --max-num-seqs 8"),
+        (ServerSpec("m", env=(("B", "2"), ("A", "1"))), "tp1, bfloat16, A=1, B=2"),
+        (ServerSpec("m", env=(("HF_TOKEN", "hf_x"),)), "tp1, bfloat16, HF_TOKEN=(secret)"),
+    ],
+)
+def test_a_server_is_described_in_words(spec, text):
+    assert server_identity(spec) == text
+
+
+def test_objectives_are_part_of_a_workload_so_that_a_looser_one_is_another():
+    strict, loose = SLO(ttft_ms=500, tpot_ms=50.5), SLO(ttft_ms=900, tpot_ms=50.5)
+    assert workload_identity("burst", None) == "burst@1"
+    assert workload_identity("burst", strict) == "burst@1 ttft_ms<=500 tpot_ms<=50.5"
+    assert workload_identity("burst", loose) != workload_identity("burst", strict)
+
+
+def test_other_texts_are_another_workload():
+    one, other = (workload_identity("burst", None, ((text, 3),)) for text in ("hi", "ho"))
+    assert one != other
+    assert one.startswith("burst@1 ")
+
+
+def test_only_a_plain_server_has_a_plain_name():
+    assert cell_name("mini-moe", PLAIN, "burst") == "mini-moe.burst"
+    tp2 = cell_name("mini-moe", ServerSpec("mini-moe", tensor_parallel_size=2), "burst")
+    flags = cell_name("mini-moe", ServerSpec("mini-moe", flags=("-x",)), "burst")
+    assert tp2.startswith("mini-moe-")
+    assert tp2.endswith(".burst")
+    assert len({tp2, flags, "mini-moe.burst"}) == 3
