@@ -1,0 +1,67 @@
+"""The process of one load worker: `python -m pytest_moeperf.loadgen.worker FD`.
+
+It takes a `Job` over the connection FD, opens its connections and says so, plays from the moment
+that it is told, and sends its records when all is over, so that nothing but the load happens
+meanwhile. It ends when the other side of FD is gone, however that happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import resource
+import sys
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from pytest_moeperf.loadgen.job import Failed, Ready
+from pytest_moeperf.loadgen.loop import Loop
+
+if TYPE_CHECKING:
+    from pytest_moeperf.loadgen.job import Job, Message
+
+__all__ = ["main"]
+
+RECORDS_AT_ONCE = 500
+
+
+def main(fd: int) -> None:
+    """Serve the one play that comes over `fd`."""
+    control: Connection[Message, Job | int] = Connection(fd)
+    job = control.recv()
+    if isinstance(job, int):
+        raise TypeError("the start came before the job")
+    _raise_descriptor_limit()
+
+    def leave() -> None:
+        # Nothing is sent during a play: the other side has closed the connection, or has gone.
+        sys.exit()
+
+    # The heap is as large as it gets, and no collection shall come between two reads.
+    gc.disable()
+    loop = Loop(job, control_fd=fd, on_control=leave, report=control.send)
+    failure = loop.open_connections()
+    if failure is not None:
+        control.send(Failed(failure))
+        return
+    control.send(Ready())
+    start_ns = control.recv()
+    if not isinstance(start_ns, int):
+        raise TypeError("a second job came")
+    done = loop.play(start_ns)
+    while records := loop.records[-RECORDS_AT_ONCE:]:
+        del loop.records[-RECORDS_AT_ONCE:]
+        control.send(records)
+    control.send(done)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many connections as the system lets this user have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        main(int(sys.argv[1]))

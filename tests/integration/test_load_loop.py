@@ -1,0 +1,136 @@
+"""The loop of a load worker, turn by turn, where what matters is which of two things is first."""
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from array import array
+
+import pytest
+
+from pytest_moeperf.client import Target, request_head
+from pytest_moeperf.loadgen.connection import Connection
+from pytest_moeperf.loadgen.job import Address, Job, RequestFile
+from pytest_moeperf.loadgen.loop import Loop
+from pytest_moeperf.records import RequestSpec
+
+REFUSAL = b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nfull"
+LARGE = "word " * 1_200_000
+"""More than Linux takes from a sender at once, which is 2.8 MB by its defaults."""
+NS_PER_S = 10**9
+
+
+def fail():
+    raise AssertionError("nothing was sent over the control connection")
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.fixture
+def address(listener):
+    return Address(
+        family=socket.AF_INET, sockaddr=listener.getsockname(), name="server", tls_host=None
+    )
+
+
+@pytest.fixture
+def start(address):
+    """Starts a loop with one request on a connection that is not open yet."""
+    with contextlib.ExitStack() as stack:
+
+        def start(prompt=(1, 2)):
+            head = request_head(Target("http://server", "m"))
+            file = stack.enter_context(RequestFile(head, model="m", continuous_usage=False))
+            file.write([RequestSpec(index=0, prompt=prompt, output_tokens=3)])
+            control, other_side = os.pipe()
+            stack.callback(os.close, control)
+            stack.callback(os.close, other_side)
+            job = Job(
+                address=address,
+                requests_fd=file.fd,
+                ends=file.ends,
+                asked_tokens=array("L", [3]),
+                slots=1,
+                connections=0,
+            )
+            loop = Loop(job, control_fd=control, on_control=fail, report=lambda _: None)
+            stack.callback(lambda: [c.close() for c in loop._connections.values()])
+            loop._start_ns = time.perf_counter_ns()
+            loop._send_due(time.perf_counter_ns())
+            return loop
+
+        yield start
+
+
+def turn_until(loop, met):
+    deadline = time.monotonic() + 10
+    while not met():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        loop._poll(time.perf_counter_ns() + NS_PER_S // 100)
+
+
+def outcome(loop):
+    turn_until(loop, lambda: loop.records)
+    [record] = loop.records
+    assert record.sent_ns <= record.ended_ns
+    return record.error
+
+
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def test_a_refusal_that_is_there_before_the_request_is_told(start, listener):
+    loop = start()
+    server, _ = listener.accept()
+    with server:
+        server.sendall(REFUSAL)
+        assert outcome(loop) == "HTTP 503: full"
+    assert len(loop._idle) == 1
+
+
+def test_a_connection_that_was_reset_at_once_is_told(start, listener):
+    loop = start()
+    server, _ = listener.accept()
+    reset(server)
+    assert outcome(loop) == "cannot connect to server (Connection reset by peer)"
+    assert (loop._idle, loop._connections) == ([], {})
+
+
+@pytest.mark.parametrize("end", [socket.socket.close, reset])
+def test_a_refusal_in_the_middle_of_the_request_is_told(start, listener, end):
+    loop = start(prompt=LARGE)
+    server, _ = listener.accept()
+    [connection] = loop._connections.values()
+    turn_until(loop, lambda: connection.wants_to_write)
+    server.sendall(REFUSAL)
+    end(server)
+    assert outcome(loop) == "HTTP 503: full"
+    assert (loop._idle, loop._connections) == ([], {})
+
+
+def test_an_end_in_the_middle_of_the_request_is_told(start, listener):
+    loop = start(prompt=LARGE)
+    server, _ = listener.accept()
+    [connection] = loop._connections.values()
+    turn_until(loop, lambda: connection.wants_to_write)
+    server.close()
+    assert outcome(loop) == "connection lost"
+    assert (loop._idle, loop._connections) == ([], {})
+
+
+def test_data_before_the_request_belongs_to_none(address):
+    connection = Connection(address)
+    connection.index = 0
+    try:
+        connection.connected()
+        with pytest.raises(ConnectionError, match=r"^data that nobody asked for$"):
+            connection.receive(REFUSAL)
+    finally:
+        connection.close()
