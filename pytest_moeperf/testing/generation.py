@@ -1,0 +1,72 @@
+"""What the stream of one request says, event by event."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Generation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One request as the fake engine sees it."""
+
+    number: int
+    model: str
+    prompt: tuple[int, ...]
+    output_tokens: int
+    token_ids: bool
+    usage: bool
+    continuous_usage: bool
+
+    def chunk(self, first: int, count: int) -> bytes:
+        """The event that carries output tokens `first` to `first + count - 1`."""
+        choice: dict[str, Any] = {
+            "index": 0,
+            "text": " a" * count,
+            "logprobs": None,
+            "finish_reason": "length" if first + count == self.output_tokens else None,
+            "stop_reason": None,
+        }
+        if self.token_ids:
+            choice["token_ids"] = list(range(first, first + count))
+            choice["prompt_token_ids"] = list(self.prompt) if first == 0 else None
+        usage = self._usage(first + count) if self.continuous_usage else None
+        return self._event([choice], usage)
+
+    def end(self) -> bytes:
+        """The events after the last token."""
+        usage = self._event([], self._usage(self.output_tokens)) if self.usage else b""
+        return usage + b"data: [DONE]\n\n"
+
+    def whole(self) -> dict[str, Any]:
+        """The answer to a request that does not stream."""
+        choice = {"index": 0, "text": " a" * self.output_tokens, "finish_reason": "length"}
+        return {
+            "id": f"cmpl-{self.number}",
+            "object": "text_completion",
+            "model": self.model,
+            "choices": [choice],
+            "usage": self._usage(self.output_tokens),
+        }
+
+    def _usage(self, output_tokens: int) -> dict[str, int]:
+        return {
+            "prompt_tokens": len(self.prompt),
+            "completion_tokens": output_tokens,
+            "total_tokens": len(self.prompt) + output_tokens,
+        }
+
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
+        body: dict[str, Any] = {
+            "id": f"cmpl-{self.number}",
+            "object": "text_completion",
+            "created": 0,
+            "model": self.model,
+            "choices": choices,
+        }
+        if usage is not None:
+            body["usage"] = usage
+        return b"data: " + json.dumps(body).encode() + b"\n\n"
