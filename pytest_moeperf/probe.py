@@ -1,0 +1,202 @@
+"""What this machine is, and how busy it is with other things."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "BusyWatch",
+    "Bystanders",
+    "core_ids",
+    "cpu_model",
+    "cpu_quota",
+    "kernel",
+    "memory_copy_gib_per_s",
+    "memory_gib",
+    "usable_cores",
+]
+
+GIB = 2**30
+LEAST_CORES = 0.02
+"""Who takes less is not worth naming."""
+BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
+"""Of a core's line in `/proc/stat`: user nice system (idle iowait) irq softirq steal."""
+_CPUINFO_FIELDS = ("vendor_id", "model name", "cpu family", "model", "stepping")
+
+
+def cpu_model(cpuinfo: str | None = None) -> str:
+    """Name the processor so that two different ones never share a name.
+
+    Virtual machines often cut the name to a bare `AMD EPYC`: family, model and stepping tell
+    these apart.
+
+    Args:
+        cpuinfo: Content of `/proc/cpuinfo`; None reads it.
+    """
+    text = _read("/proc/cpuinfo") if cpuinfo is None else cpuinfo
+    fields = {
+        name: match[1].strip()
+        for name in _CPUINFO_FIELDS
+        if (match := re.search(rf"^{name}\s*:(.*)$", text, re.MULTILINE))
+    }
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [
+        f"{label} {fields[field]}"
+        for label, field in (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
+        if field in fields
+    ]
+    return f"{name} ({' '.join(numbers)})" if numbers else name
+
+
+def core_ids() -> tuple[int, ...]:
+    """Cores that this process may run on: what `taskset` and container limits leave of them."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def cpu_quota(cpu_max: str | None = None) -> float | None:
+    """Cores' worth of time that the control group allows; None without a limit.
+
+    Args:
+        cpu_max: Content of the group's `cpu.max`, `200000 100000` or `max 100000`; None reads it.
+    """
+    text = _read("/sys/fs/cgroup/cpu.max") if cpu_max is None else cpu_max
+    quota, _, period = text.strip().partition(" ")
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+
+
+def usable_cores() -> int:
+    """Cores that this process can keep busy, by affinity and control group."""
+    cores = len(core_ids())
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def memory_gib() -> float:
+    """Main memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+def kernel() -> str:
+    """System and release, as `Linux 6.18.44`."""
+    return f"{platform.system()} {platform.release()}"
+
+
+def memory_copy_gib_per_s(*, megabytes: int = 128, copies: int = 6) -> float:
+    """Bytes that one core copies within main memory, the best of several attempts.
+
+    Decoding on a CPU is bound by this, so it tells a machine that got slower from an engine
+    that did.
+    """
+    import numpy as np  # noqa: PLC0415 - not needed to load the plugin
+
+    source = np.ones(megabytes * 2**20, dtype=np.uint8)
+    target = np.zeros_like(source)
+    best_s = math.inf
+    for _ in range(copies):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        best_s = min(best_s, time.perf_counter() - started)
+    return source.nbytes / GIB / best_s
+
+
+@dataclass(frozen=True, slots=True)
+class Bystanders:
+    """What others took of the usable cores while something was to be measured."""
+
+    cores: float
+    """CPU seconds per second, of processes that ended meanwhile and other guests too."""
+    names: tuple[str, ...]
+    """The processes that can still be named, the busiest first."""
+
+
+class BusyWatch:
+    """Adds up what others take of the machine from its creation on.
+
+    This process and its descendants are not others; servers are among them, as each has a
+    guardian that is their parent.
+    """
+
+    def __init__(self) -> None:
+        self._before = _read_usage()
+
+    def bystanders(self) -> Bystanders:
+        """Who used the usable cores since."""
+        before, after = self._before, _read_usage()
+        elapsed_s = after.at_s - before.at_s
+        others_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+        used_s = {
+            key: cpu_s - before.others_s[key]
+            for key, cpu_s in after.others_s.items()
+            if key in before.others_s
+        }
+        named = sorted(used_s, key=lambda key: -used_s[key])
+        return Bystanders(
+            cores=max(0.0, others_s / elapsed_s),
+            names=tuple(key[1] for key in named if used_s[key] > elapsed_s * LEAST_CORES),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Usage:
+    at_s: float
+    busy_s: float
+    own_s: float
+    others_s: dict[tuple[int, str], float]
+
+
+def _read_usage() -> _Usage:
+    import psutil  # noqa: PLC0415 - not needed to load the plugin
+
+    me = psutil.Process()
+    own = {me.pid, *(child.pid for child in me.children(recursive=True))}
+    mine = me.cpu_times()
+    own_s = mine.children_user + mine.children_system
+    others_s = {}
+    for process in psutil.process_iter():
+        try:
+            used = process.cpu_times()
+            cpu_s = used.user + used.system
+            if process.pid in own:
+                own_s += cpu_s
+            else:
+                others_s[process.pid, process.name()] = cpu_s
+        except psutil.Error:
+            # It ended between being listed and being asked.
+            continue
+    return _Usage(time.monotonic(), busy_s(core_ids()), own_s, others_s)
+
+
+def busy_s(cores: Sequence[int], stat: str | None = None) -> float:
+    """CPU seconds that the kernel and all processes used on `cores` since the machine started.
+
+    Time that the hypervisor gave to other guests counts, time of guests within does not count
+    twice.
+
+    Args:
+        cores: By number.
+        stat: Content of `/proc/stat`; None reads it.
+    """
+    wanted = {f"cpu{core}" for core in cores}
+    ticks = 0
+    for line in (_read("/proc/stat") if stat is None else stat).splitlines():
+        name, *fields = line.split()
+        if name in wanted:
+            ticks += sum(int(fields[index]) for index in BUSY_FIELDS if index < len(fields))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

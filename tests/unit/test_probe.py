@@ -1,0 +1,110 @@
+"""What is read from the machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_moeperf import probe
+
+CPUINFO = """\
+processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 26
+model\t\t: 2
+model name\t: AMD EPYC
+stepping\t: 1
+
+processor\t: 1
+vendor_id\t: AuthenticAMD
+cpu family\t: 99
+"""
+
+
+def test_a_processor_is_told_from_another_of_the_same_name():
+    assert probe.cpu_model(CPUINFO) == "AMD EPYC (family 26 model 2 stepping 1)"
+
+
+def test_a_processor_without_numbers_keeps_its_bare_name():
+    assert probe.cpu_model("model name\t: Cortex-X\n") == "Cortex-X"
+
+
+def test_a_processor_without_any_text_still_has_a_name():
+    assert probe.cpu_model("")
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("max 100000\n", None), ("150000 100000\n", 1.5), ("", None), ("rubbish", None)],
+)
+def test_the_control_groups_limit_is_in_cores(text, cores):
+    assert probe.cpu_quota(text) == cores
+
+
+def test_usable_cores_heed_the_control_group(monkeypatch):
+    monkeypatch.setattr(probe, "core_ids", lambda: (0, 1, 2, 3))
+    monkeypatch.setattr(probe, "cpu_quota", lambda: 1.5)
+    assert probe.usable_cores() == 2
+    monkeypatch.setattr(probe, "cpu_quota", lambda: 64.0)
+    assert probe.usable_cores() == 4
+    monkeypatch.setattr(probe, "cpu_quota", lambda: None)
+    assert probe.usable_cores() == 4
+
+
+def test_the_machine_has_memory_a_kernel_and_a_speed():
+    assert probe.memory_gib() > 0.1
+    assert probe.kernel().startswith("Linux ")
+    assert probe.memory_copy_gib_per_s(megabytes=1, copies=1) > 0
+
+
+def test_busy_time_is_all_but_idle_and_waiting_on_the_cores_that_count():
+    hertz = os.sysconf("SC_CLK_TCK")
+    #                     user nice system idle iowait irq softirq steal guest
+    one = " ".join(str(number * hertz) for number in (1, 2, 3, 90, 80, 4, 5, 6, 70))
+    stat = f"cpu  9 9 9 9 9 9 9 9\ncpu0 {one}\ncpu1 {one}\ncpu10 {one}\nintr 5\n"
+    assert probe.busy_s([0], stat) == 21.0
+    assert probe.busy_s([0, 1], stat) == 42.0
+    assert probe.busy_s([7], stat) == 0.0
+
+
+@pytest.fixture
+def spinner(tmp_path):
+    """A program that uses a core, under a name that nothing else has."""
+    program = tmp_path / "moeperf-spin"
+    program.symlink_to(Path(sys.executable).resolve())
+    return [str(program), "-I", "-S", "-c", "print('go', flush=True)\nwhile True: pass"]
+
+
+def others_for_a_while():
+    watch = probe.BusyWatch()
+    time.sleep(0.3)
+    return watch.bystanders()
+
+
+def test_an_own_child_is_no_bystander(spinner):
+    with subprocess.Popen(spinner, stdout=subprocess.PIPE, start_new_session=True) as busy:
+        try:
+            busy.stdout.readline()
+            assert "moeperf-spin" not in others_for_a_while().names
+        finally:
+            busy.kill()
+
+
+def test_an_orphan_is_a_bystander(spinner):
+    script = (
+        "import subprocess, sys\n"
+        "spin = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, start_new_session=True)\n"
+        "print(spin.pid, flush=True)\n"
+    )
+    command = [sys.executable, "-c", script, *spinner]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=20)
+    try:
+        others = others_for_a_while()
+        assert "moeperf-spin" in others.names
+        assert others.cores > 0.1
+    finally:
+        os.kill(int(done.stdout), signal.SIGKILL)
