@@ -1,0 +1,273 @@
+"""Models that servers are started with: the catalogue, small random ones, directories by path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache as cached
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_moeperf.cache import cache_root, exclusive
+from pytest_moeperf.errors import ModelError, StorageError, UsageError
+from pytest_moeperf.memory import Architecture, weight_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from importlib.resources.abc import Traversable
+
+__all__ = [
+    "CatalogueEntry",
+    "ModelDirectory",
+    "catalogue",
+    "materialize",
+    "materialize_entry",
+    "open_directory",
+]
+
+_DATA: Final = resources.files("pytest_moeperf") / "catalogue"
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")
+_MANIFEST: Final = "moeperf-model.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueEntry:
+    """A model that is known by name."""
+
+    name: str
+    summary: str
+    hf_id: str | None
+    """Repository of the published checkpoint; None for a model of our own."""
+    revision: str | None
+    """Commit of that repository."""
+    seed: int | None
+    """Of the random weights; None for a published model."""
+    config: Mapping[str, Any]
+    """The fields of its `config.json` that engines need."""
+
+    @property
+    def small(self) -> bool:
+        """Whether it is made here, with random weights, when it is first used."""
+        return self.seed is not None
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its sizes."""
+        return Architecture.from_config(self.config)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDirectory:
+    """A directory that an engine can load."""
+
+    name: str
+    path: Path
+    architecture: Architecture
+    context_tokens: int
+    vocab_size: int
+    """End, exclusive, of the ordinary token ids that prompts are drawn from."""
+    first_id: int
+    """First of these ids."""
+    digest: str
+    """Of the architecture and of what the weights are made from."""
+
+
+@cached
+def catalogue() -> Mapping[str, CatalogueEntry]:
+    """Read all entries that ship with the package, by name."""
+    files = sorted(
+        (file for file in _DATA.iterdir() if file.name.endswith(".json")),
+        key=lambda file: file.name,
+    )
+    entries = [CatalogueEntry(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return {entry.name: entry for entry in entries}
+
+
+def materialize(name_or_path: str, *, cache: Path | None = None) -> ModelDirectory:
+    """Return the directory of a model, making it first if it is a small one of the catalogue.
+
+    Raises UsageError for a name that nobody knows, ModelError for a directory that no engine
+    could load, StorageError when the cache cannot be written.
+    """
+    entry = catalogue().get(name_or_path)
+    if entry is not None:
+        return materialize_entry(entry, cache=cache)
+    path = Path(name_or_path).expanduser()
+    if os.sep in name_or_path or path.is_dir():
+        return open_directory(path.absolute())
+    raise UsageError(
+        f"no model {name_or_path!r}: give one of {', '.join(catalogue())}, "
+        "or the path of a model directory"
+    )
+
+
+def materialize_entry(entry: CatalogueEntry, *, cache: Path | None = None) -> ModelDirectory:
+    """Return the cached directory of a small model; write it first if it is absent or damaged."""
+    if not entry.small:
+        made_here = ", ".join(name for name, other in catalogue().items() if other.small)
+        raise ModelError(
+            f"{entry.name} is known by its architecture only: give the path of a local copy of "
+            f"{entry.hf_id}, or use one of {made_here}"
+        )
+    digest = _digest(entry)
+    path = (cache or cache_root()) / "models" / f"{entry.name}-{digest}"
+    if not _complete(path):
+        with exclusive(path.with_name(f"{path.name}.lock")):
+            if not _complete(path):
+                _write(entry, path)
+    first_id, vocab_size = _ordinary_ids(path, entry.architecture.vocab)
+    return ModelDirectory(
+        name=entry.name,
+        path=path,
+        architecture=entry.architecture,
+        context_tokens=entry.config["max_position_embeddings"],
+        vocab_size=vocab_size,
+        first_id=first_id,
+        digest=digest,
+    )
+
+
+def open_directory(path: Path) -> ModelDirectory:
+    """Check that an engine could load the directory; raises ModelError with what is wrong."""
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model directory")
+    config = _read_json(path / "config.json")
+    try:
+        architecture = Architecture.from_config(config)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    context_tokens = config.get("max_position_embeddings")
+    if not isinstance(context_tokens, int):
+        raise ModelError(f"{path}: config.json lacks max_position_embeddings")
+    first_id, vocab_size = _ordinary_ids(path, architecture.vocab)
+    identity = [config, sorted(_weight_sizes(path).items())]
+    return ModelDirectory(
+        name=path.name,
+        path=path,
+        architecture=architecture,
+        context_tokens=context_tokens,
+        vocab_size=vocab_size,
+        first_id=first_id,
+        digest=_sha256(json.dumps(identity, sort_keys=True).encode()),
+    )
+
+
+def _write(entry: CatalogueEntry, path: Path) -> None:
+    """Build the directory beside its place and move it there; the caller holds its lock."""
+    try:
+        # Left by builders that were killed: nobody else builds while the lock is held.
+        for stale in path.parent.glob(f".{path.name}.*"):
+            shutil.rmtree(stale)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            _write_files(entry, temporary)
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        needed_mib = weight_bytes(entry.architecture) >> 20
+        raise StorageError(
+            f"{path}: model cannot be written, {error.strerror}; it takes {needed_mib} MiB, "
+            "MOEPERF_CACHE sets another place"
+        ) from error
+
+
+def _write_files(entry: CatalogueEntry, directory: Path) -> None:
+    from pytest_moeperf.weights import write_checkpoint  # noqa: PLC0415  imports numpy
+
+    if entry.seed is None:
+        raise ValueError(f"{entry.name} has no seed to draw weights from")
+    directory.chmod(0o755)
+    (directory / "config.json").write_text(json.dumps(entry.config, indent=2) + "\n")
+    for name, source in _tokenizer_files().items():
+        (directory / name).write_bytes(source.read_bytes())
+    write_checkpoint(directory / "model.safetensors", entry.architecture, seed=entry.seed)
+    sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
+    (directory / _MANIFEST).write_text(json.dumps({"sizes": sizes}, indent=2) + "\n")
+
+
+def _complete(path: Path) -> bool:
+    """Whether all files have the sizes that were noted when they had been written."""
+    try:
+        sizes = json.loads((path / _MANIFEST).read_bytes())["sizes"]
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digest(entry: CatalogueEntry) -> str:
+    from pytest_moeperf.weights import RECIPE  # noqa: PLC0415  imports numpy
+
+    recipe = json.dumps([RECIPE, entry.seed, entry.config], sort_keys=True).encode()
+    return _sha256(recipe, *(file.read_bytes() for file in _tokenizer_files().values()))
+
+
+def _tokenizer_files() -> Mapping[str, Traversable]:
+    return {name: _DATA / "tokenizer" / name for name in _TOKENIZER_FILES}
+
+
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+def _ordinary_ids(path: Path, vocab: int) -> tuple[int, int]:
+    """Longest run of ids without special tokens, as start and end; all ids without a tokenizer."""
+    if not (path / "tokenizer.json").exists():
+        return 0, vocab
+    added = _read_json(path / "tokenizer.json").get("added_tokens") or []
+    special = sorted(token["id"] for token in added if token.get("special") and token["id"] < vocab)
+    runs = zip([0, *(token + 1 for token in special)], [*special, vocab], strict=True)
+    return max(runs, key=lambda run: run[1] - run[0])
+
+
+def _weight_sizes(path: Path) -> Mapping[str, int]:
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        names = set((_read_json(index).get("weight_map") or {}).values())
+    else:
+        names = {file.name for glob in ("*.safetensors", "*.bin") for file in path.glob(glob)}
+    if not names:
+        raise ModelError(f"{path}: no weights (*.safetensors or *.bin)")
+    return {name: _weight_size(path / name) for name in names}
+
+
+def _weight_size(file: Path) -> int:
+    """Size in bytes; raises ModelError if it is not the size that a safetensors header tells."""
+    try:
+        size = file.stat().st_size
+        if file.suffix == ".safetensors":
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(min(length, size)))
+            data = max(
+                (tensor["data_offsets"][1] for name, tensor in header.items() if name[:2] != "__"),
+                default=0,
+            )
+            if size != 8 + length + data:
+                raise ModelError(f"{file}: {size} bytes, its header tells {8 + length + data}")
+    except OSError as error:
+        raise ModelError(f"{file}: weights cannot be read, {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{file}: not a safetensors file") from None
+    return size
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object that belongs to a model."""
+    try:
+        value = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read, {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON, {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: not a JSON object")
+    return value
