@@ -1,0 +1,19 @@
+"""One driver per engine: what it is started with, and how its answers and log are read."""
+
+from __future__ import annotations
+
+from pytest_moeperf.engines.base import Engine, EngineFacts, Launch, growth
+from pytest_moeperf.engines.vllm import Vllm
+from pytest_moeperf.errors import UsageError
+
+__all__ = ["ENGINES", "Engine", "EngineFacts", "Launch", "engine_driver", "growth"]
+
+ENGINES: dict[str, Engine] = {"vllm": Vllm()}
+
+
+def engine_driver(name: str) -> Engine:
+    """Return the driver of an engine; raise `UsageError` listing them for another name."""
+    try:
+        return ENGINES[name]
+    except KeyError:
+        raise UsageError(f"engine {name!r}: unknown; valid are {', '.join(ENGINES)}") from None

@@ -1,0 +1,234 @@
+"""Starts a server from its spec and waits until it answers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_moeperf import probe
+from pytest_moeperf.endpoint import Endpoint
+from pytest_moeperf.engines import EngineFacts, Launch, engine_driver
+from pytest_moeperf.errors import ServerStartError, StorageError, UsageError
+from pytest_moeperf.features import features
+from pytest_moeperf.process import GuardedProcess
+from pytest_moeperf.redaction import Redactor
+from pytest_moeperf.server import RunningServer, ServerLog
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_moeperf.engines import Engine
+    from pytest_moeperf.features import Features
+    from pytest_moeperf.hardware import Gpu, Hardware
+    from pytest_moeperf.models import ModelDirectory
+    from pytest_moeperf.records import ServerSpec
+
+__all__ = ["start_server"]
+
+HOST = "127.0.0.1"
+POLL_S = 0.1
+LOG_NAMES = itertools.count(1)
+
+Progress = Callable[[str, float], None]
+"""Gets what is being done, in plain words, and the seconds since the start."""
+
+
+def start_server(
+    spec: ServerSpec,
+    model: ModelDirectory,
+    hardware: Hardware,
+    *,
+    log_dir: Path,
+    timeout_s: float = 600.0,
+    port: int | None = None,
+    gpus: tuple[Gpu, ...] = (),
+    on_progress: Progress | None = None,
+) -> RunningServer:
+    """Start a server for `spec` on `model` and wait until it is ready.
+
+    Args:
+        spec: With an engine that has an interpreter.
+        model: What it loads.
+        hardware: What it may use.
+        log_dir: Where its log file goes.
+        timeout_s: Patience with the start.
+        port: None takes a free one.
+        gpus: The GPUs that are its own; none: it runs on the CPU.
+        on_progress: Is called several times a second.
+
+    Raises:
+        UsageError: A flag that this engine version lacks, or a port that is taken.
+        ServerStartError: It ended, or was not ready in time; with the end of its log.
+        StorageError: No log file can be written.
+    """
+    if spec.engine is None or spec.engine.python is None:
+        raise ValueError(f"{spec.label}: no interpreter to start it with")
+    engine = engine_driver(spec.engine.engine)
+    found = features(spec.engine.python, engine.name)
+    engine.check_flags(spec, found.flags, label=spec.engine.label)
+    chosen_port = _free_port() if port is None else _check_port(port)
+    log_path = _new_log(log_dir, spec)
+    launch = Launch(
+        model_path=model.path,
+        served_name=model.name,
+        host=HOST,
+        port=chosen_port,
+        scratch=Path(tempfile.mkdtemp(prefix="moeperf-")),
+        core_ids=hardware.core_ids,
+        gpu_ids=tuple(gpu.uuid for gpu in gpus),
+    )
+    env = engine.env(spec, launch, os.environ)
+    command = [str(spec.engine.python), *engine.argv(spec, launch)]
+    redactor = Redactor.of(env)
+    start = _Start(
+        spec=spec,
+        engine=engine,
+        launch=launch,
+        command=redactor.text(shlex.join(command)),
+        log=ServerLog(log_path, redactor),
+        timeout_s=timeout_s,
+        on_progress=on_progress or _no_progress,
+        began=time.monotonic(),
+    )
+    process = GuardedProcess(command, env=env, log=log_path, scratch=launch.scratch)
+    try:
+        startup_s = start.wait(process)
+        process.note_shared_memory()
+        facts = engine.parse_facts(start.log.lines())
+    except BaseException:
+        # Ctrl-C too: nothing may stay behind.
+        process.kill()
+        raise
+    return RunningServer(
+        spec=spec,
+        engine=engine,
+        url=start.url,
+        model=model.name,
+        install=replace(spec.engine, version=spec.engine.version or facts.version),
+        context_tokens=spec.max_model_len or model.context_tokens,
+        process=process,
+        log=start.log,
+        command=start.command,
+        startup_s=startup_s,
+        facts=facts,
+        environment=_environment(engine, env, facts, found),
+        gpu_ids=launch.gpu_ids,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """One attempt, as it is waited for and reported."""
+
+    spec: ServerSpec
+    engine: Engine
+    launch: Launch
+    command: str
+    log: ServerLog
+    timeout_s: float
+    on_progress: Progress
+    began: float
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.launch.host}:{self.launch.port}"
+
+    def wait(self, process: GuardedProcess) -> float:
+        """Return the seconds until the server was ready."""
+        phase = "loading the engine"
+        read = 0
+        while True:
+            elapsed_s = time.monotonic() - self.began
+            if process.ended:
+                raise self._error("the engine ended before it was ready", process.exit_code)
+            if self._is_ready():
+                return time.monotonic() - self.began
+            if elapsed_s > self.timeout_s:
+                raise self._error(f"not ready after {self.timeout_s:g} s ({phase}); it was stopped")
+            until = self.log.mark()
+            for line in self.log.lines(since=read):
+                phase = self.engine.phase(line) or phase
+            read = until
+            self.on_progress(phase, elapsed_s)
+            time.sleep(POLL_S)
+
+    def _is_ready(self) -> bool:
+        try:
+            return Endpoint(self.url).get(self.engine.ready_path, timeout_s=2.0).ok
+        except OSError:
+            return False
+
+    def _error(self, what: str, exit_code: int | None = None) -> ServerStartError:
+        cause = self.engine.cause(self.log.lines())
+        return ServerStartError(
+            f"{self.spec.label}: {what}{f': {cause}' if cause else ''}",
+            command=self.command,
+            exit_code=exit_code,
+            elapsed_s=time.monotonic() - self.began,
+            log_tail=self.log.tail(),
+            log_path=str(self.log.path),
+        )
+
+
+def _environment(
+    engine: Engine, env: Mapping[str, str], facts: EngineFacts, found: Features
+) -> dict[str, str]:
+    """What may explain a difference between two starts, by stable names."""
+    recorded = engine.recorded_env(env)
+    recorded.update(found.versions)
+    recorded["kernel"] = probe.kernel()
+    if facts.worker_cores is not None:
+        recorded["server_cores"] = str(len(facts.worker_cores))
+    if facts.moe_backend is not None:
+        recorded["moe_backend"] = facts.moe_backend
+    if facts.moe_config is not None:
+        recorded["moe_config"] = facts.moe_config
+    quota = probe.cpu_quota()
+    if quota is not None:
+        recorded["cpu_quota"] = f"{quota:g}"
+    return recorded
+
+
+def _new_log(folder: Path, spec: ServerSpec) -> Path:
+    name = "".join(c if c.isalnum() or c in "-._" else "-" for c in spec.label)
+    path = folder / f"server-{os.getpid()}-{next(LOG_NAMES)}-{name}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    except OSError as error:
+        raise StorageError(f"{path}: no server log can be written: {error.strerror}") from error
+    return path
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe_socket:
+        probe_socket.bind((HOST, 0))
+        port: int = probe_socket.getsockname()[1]
+        return port
+
+
+def _check_port(port: int) -> int:
+    with closing(socket.socket()) as probe_socket:
+        # As servers do: a port whose last connections still linger is free.
+        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe_socket.bind((HOST, port))
+        except OSError as error:
+            raise UsageError(
+                f"--port {port}: cannot be used on {HOST}: {error.strerror}; "
+                "choose another, or leave the option out for a free one"
+            ) from error
+    return port
+
+
+def _no_progress(_phase: str, _elapsed_s: float) -> None:
+    """Nobody watches."""
