@@ -1,0 +1,312 @@
+"""Finds reasons not to trust a repeat, and says when a server is warm."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from pytest_moeperf.metrics import METRICS, completed, quantity
+from pytest_moeperf.records import Finding, RepeatRecord, RequestRecord
+from pytest_moeperf.stats import percentile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = ["FINDINGS", "SteadyRule", "busy_machine", "find"]
+
+FINDINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "no_requests": "the repeat holds no request",
+        "failed_requests": "a request ended with an error or without a token",
+        "token_totals": "a completed request brought other than the tokens that were asked",
+        "other_traffic": "the server generated over 10 % more tokens than the requests received",
+        "compilation": "the server compiled something while it was measured",
+        "prefix_cache": "the prefix-cache hit rate is over 2 points from what the workload means",
+        "preemptions": "the server preempted requests: its KV cache was full",
+        "schedule_lag": "open loop: the slowest 1 % of sends were late by over 25 % of the median "
+        "TTFT, and by over 2 ms",
+        "client_cpu": "a worker of the load client used over 90 % of a core, in a repeat of 0.5 s "
+        "or more, so it may have been the limit",
+        "client_reads": "over 0.1 % of the chunks, and more than 2, were read together with a "
+        "later one that they may have preceded by over 3 ms, so their arrival times are lost",
+        "client_turnaround": "closed loop: answers waited for the load client so long that the "
+        "next request of their slot was late by over 0.5 % of the median E2EL, and by over 2 ms",
+        "clock_step": "the wall clock was set while it stamped arrivals, by over 0.1 ms",
+        "busy_machine": "other processes used over 15 % of the usable cores",
+    }
+)
+"""Every code that a finding of this module can have, with the rule behind it."""
+
+_EXTRA_TOKENS = 0.10  # The counter may lag a decode step behind.
+_HIT_RATE_TOLERANCE = 0.02
+_LAG_SHARE = 0.25
+_LAG_FLOOR_MS = 2.0
+_CLIENT_SHARE = 0.9
+_CLIENT_LEAST_S = 0.5  # Of a shorter play too much is beginning and end.
+_LOST_SHARE = 0.001
+_LOST_FEW = 2
+_TURNAROUND_SHARE = 0.005
+_TURNAROUND_FLOOR_MS = 2.0
+_CLOCK_STEP_MS = 0.1
+_MORE_WORKERS = "give the load client more workers (--client-workers) or cores, or lower the load"
+_FOREIGN_SHARE = 0.15
+
+
+def find(
+    repeat: RepeatRecord,
+    *,
+    compile_patterns: Sequence[str] = (),
+    expect_prefix_hit_rate: float = 0.0,
+    expect_preemptions: bool = False,
+) -> tuple[Finding, ...]:
+    """Every reason not to judge a repeat; none for a good one.
+
+    `compile_patterns` are regular expressions for log lines. A counter that the server does not
+    have is no reason.
+    """
+    found = (
+        _no_requests(repeat),
+        _failed_requests(repeat),
+        _token_totals(repeat),
+        _other_traffic(repeat),
+        _compilation(repeat, compile_patterns),
+        _prefix_cache(repeat, expect_prefix_hit_rate),
+        None if expect_preemptions else _preemptions(repeat),
+        _schedule_lag(repeat),
+        _client_cpu(repeat),
+        _client_reads(repeat),
+        _client_turnaround(repeat),
+        _clock_step(repeat),
+    )
+    return tuple(finding for finding in found if finding is not None)
+
+
+def busy_machine(
+    *, foreign_cores: float, usable_cores: int, names: Sequence[str] = ()
+) -> Finding | None:
+    """A finding if others were busy on more than 15 % of the usable cores."""
+    if foreign_cores <= usable_cores * _FOREIGN_SHARE:
+        return None
+    who = f" ({', '.join(names)})" if names else ""
+    return Finding(
+        code="busy_machine",
+        message=f"others kept {foreign_cores:.1f} of {usable_cores} usable cores busy{who}",
+        advice="stop them, or measure on a quiet machine",
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class SteadyRule:
+    """Decides when warm-up is over, from the duration of each play.
+
+    A cold server gets faster from play to play; noise goes both ways. So warm-up is over once the
+    fastest of the last `window - 1` plays is not faster than the fastest play before them by more
+    than `tolerance`, and at the latest after `max_repeats` plays. A warm server thus needs
+    `window` plays, and the rule cannot wait for a quiet that a noisy machine never has.
+    """
+
+    window: int = 2
+    tolerance: float = 0.10
+    max_repeats: int = 5
+    durations_s: list[float | None] = field(default_factory=list, init=False)
+    steady: bool = field(default=False, init=False)
+    """Whether the rule was met; False too if warm-up ended only by its bound."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a rule that could never be met."""
+        if not (2 <= self.window <= self.max_repeats and self.tolerance >= 0):  # noqa: PLR2004 - one play has nothing to be compared with.
+            raise ValueError(
+                "needs 2 <= window <= max_repeats and a tolerance from 0 up, not "
+                f"{self.window}, {self.max_repeats} and {self.tolerance}"
+            )
+
+    def observe(self, duration_s: float | None) -> bool:
+        """Take in one play and tell whether warm-up is over.
+
+        None stands for a play that could not be timed: it counts for the bound alone.
+        """
+        self.durations_s.append(duration_s)
+        timed = [duration for duration in self.durations_s if duration is not None]
+        earlier, latest = timed[: 1 - self.window], timed[1 - self.window :]
+        self.steady = bool(earlier) and min(latest) >= min(earlier) * (1 - self.tolerance)
+        return self.steady or len(self.durations_s) >= self.max_repeats
+
+
+def _no_requests(repeat: RepeatRecord) -> Finding | None:
+    if repeat.requests:
+        return None
+    return Finding(
+        code="no_requests",
+        message="no request was played",
+        advice="give the workload at least one request",
+    )
+
+
+def _failed_requests(repeat: RepeatRecord) -> Finding | None:
+    failed = [request for request in repeat.requests if not completed(request)]
+    if not failed:
+        return None
+    first = failed[0]
+    return Finding(
+        code="failed_requests",
+        message=f"{len(failed)} of {len(repeat.requests)} requests failed; the first is "
+        f"request {first.index}: {first.error or 'it ended without a token'}",
+        advice="read the server's log; lower the load if it refuses requests",
+    )
+
+
+def _token_totals(repeat: RepeatRecord) -> Finding | None:
+    done = list(filter(completed, repeat.requests))
+    wrong = [request for request in done if set(_counts(request)) != {request.asked_output_tokens}]
+    if not wrong:
+        return None
+    first = wrong[0]
+    got = " and ".join(str(count) for count in dict.fromkeys(_counts(first)))
+    told = all(request.output_tokens == request.asked_output_tokens for request in wrong)
+    return Finding(
+        code="token_totals",
+        message=f"{len(wrong)} of {len(done)} requests brought other than the asked tokens; the "
+        f"first is request {first.index}: {got} instead of {first.asked_output_tokens}",
+        advice="the server does not tell how many tokens a chunk has: let `moeperf load` ask with "
+        "--continuous-usage"
+        if told
+        else "check that the server honours ignore_eos and that its context is long enough",
+    )
+
+
+def _counts(request: RequestRecord) -> Iterator[int]:
+    """Output tokens as the stream carried them, and as the server's usage says, if it came."""
+    yield sum(request.chunk_tokens)
+    if request.output_tokens is not None:
+        yield request.output_tokens
+
+
+def _other_traffic(repeat: RepeatRecord) -> Finding | None:
+    generated = repeat.counters.get("generation_tokens")
+    received = sum(sum(request.chunk_tokens) for request in repeat.requests)
+    # A request that failed may have cost tokens that never arrived: another finding names it.
+    if generated is None or not all(map(completed, repeat.requests)):
+        return None
+    if generated <= received * (1 + _EXTRA_TOKENS):
+        return None
+    return Finding(
+        code="other_traffic",
+        message=f"the server generated {generated:.0f} tokens while {received} were received",
+        advice="keep other clients off the server while it is measured",
+    )
+
+
+def _compilation(repeat: RepeatRecord, patterns: Sequence[str]) -> Finding | None:
+    lines = [line for line in repeat.log if any(re.search(pattern, line) for pattern in patterns)]
+    if not lines:
+        return None
+    more = f" (one of {len(lines)} such lines)" if len(lines) > 1 else ""
+    return Finding(
+        code="compilation",
+        message=f"the server compiled while it was measured: {lines[0].strip()!r}{more}",
+        advice="warm up with the shapes of this workload",
+    )
+
+
+def _prefix_cache(repeat: RepeatRecord, expected: float) -> Finding | None:
+    queries = repeat.counters.get("prefix_cache_queries")
+    hits = repeat.counters.get("prefix_cache_hits")
+    if queries is None or hits is None:
+        return None
+    rate = hits / queries if queries else 0.0
+    if abs(rate - expected) <= _HIT_RATE_TOLERANCE:
+        return None
+    return Finding(
+        code="prefix_cache",
+        message=f"{100 * rate:.0f} % of the prompt tokens came from the prefix cache, "
+        f"{100 * expected:.0f} % were meant to",
+        advice="start the server with --no-enable-prefix-caching, or reset its cache between plays",
+    )
+
+
+def _preemptions(repeat: RepeatRecord) -> Finding | None:
+    count = repeat.counters.get("preemptions")
+    if not count:
+        return None
+    return Finding(
+        code="preemptions",
+        message=f"the server's KV cache was full (requests preempted: {count:.0f})",
+        advice="give the server more KV cache, or the workload fewer or shorter requests",
+    )
+
+
+def _schedule_lag(repeat: RepeatRecord) -> Finding | None:
+    done = [request for request in repeat.requests if completed(request)]
+    lags_ms = sorted(
+        (request.sent_ns - request.scheduled_ns) / 1e6
+        for request in done
+        if request.scheduled_ns is not None
+    )
+    if not lags_ms:
+        return None
+    lag_ms = percentile(lags_ms, 99)
+    ttft_ms = statistics.median((request.chunk_ns[0] - request.start_ns) / 1e6 for request in done)
+    if lag_ms <= max(_LAG_FLOOR_MS, _LAG_SHARE * ttft_ms):
+        return None
+    unit = METRICS["ttft_ms"].unit
+    return Finding(
+        code="schedule_lag",
+        message=f"requests were sent up to {quantity(lag_ms, unit)} late (p99), "
+        f"with a median TTFT of {quantity(ttft_ms, unit)}",
+        advice="the load client lacks CPU: leave it a core, or lower the request rate",
+    )
+
+
+def _client_cpu(repeat: RepeatRecord) -> Finding | None:
+    duration_s = (repeat.ended_ns - repeat.started_ns) / 1e9
+    client = repeat.client
+    if client is None or duration_s < _CLIENT_LEAST_S or client.cpu_share <= _CLIENT_SHARE:
+        return None
+    return Finding(
+        code="client_cpu",
+        message=f"the load client used {client.cpu_share:.2f} of the one core that a worker has",
+        advice=_MORE_WORKERS,
+    )
+
+
+def _client_reads(repeat: RepeatRecord) -> Finding | None:
+    chunks = sum(len(request.chunk_ns) for request in repeat.requests)
+    lost = repeat.client.lost_arrivals if repeat.client is not None else 0
+    if lost <= max(_LOST_FEW, _LOST_SHARE * chunks):
+        return None
+    return Finding(
+        code="client_reads",
+        message=f"{lost} of {chunks} chunks were read so late that their arrival times are lost",
+        advice=_MORE_WORKERS,
+    )
+
+
+def _client_turnaround(repeat: RepeatRecord) -> Finding | None:
+    done = [request for request in repeat.requests if completed(request)]
+    lag_ms = repeat.client.read_lag_ms_p50 if repeat.client is not None else None
+    if lag_ms is None or not done or any(request.scheduled_ns is not None for request in done):
+        return None
+    e2el_ms = statistics.median((request.chunk_ns[-1] - request.start_ns) / 1e6 for request in done)
+    if lag_ms <= max(_TURNAROUND_FLOOR_MS, _TURNAROUND_SHARE * e2el_ms):
+        return None
+    unit = METRICS["e2el_ms"].unit
+    return Finding(
+        code="client_turnaround",
+        message=f"answers waited {quantity(lag_ms, unit)} (median) for the load client, with a "
+        f"median E2EL of {quantity(e2el_ms, unit)}",
+        advice=_MORE_WORKERS,
+    )
+
+
+def _clock_step(repeat: RepeatRecord) -> Finding | None:
+    client = repeat.client
+    if client is None or client.timestamps == "read" or client.clock_step_ms <= _CLOCK_STEP_MS:
+        return None
+    return Finding(
+        code="clock_step",
+        message=f"the wall clock was set by {client.clock_step_ms:.2f} ms during the repeat",
+        advice="measure again; let the time service slew the clock instead of setting it",
+    )
