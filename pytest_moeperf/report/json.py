@@ -1,0 +1,98 @@
+"""`run.json`: everything that was measured, for programs.
+
+The form is `schemas/run-1.json`; starts and fingerprints look as they do in a baseline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pytest_moeperf.document import (
+    fingerprint_document,
+    render,
+    rounded,
+    samples_document,
+    start_document,
+)
+
+if TYPE_CHECKING:
+    from pytest_moeperf.records import CellResult, EngineInstall, Verdict
+    from pytest_moeperf.report.model import SessionReport
+
+__all__ = ["SCHEMA_VERSION", "to_json"]
+
+SCHEMA_VERSION = 1
+"""Version of the file format.
+
+1: first one. Session, machine, engines, and every cell with raw samples and verdicts.
+"""
+
+
+def to_json(report: SessionReport) -> str:
+    """The session as JSON that the schema `run-1` allows, without secrets."""
+    return render(
+        {
+            "cells": [_cell(cell) for cell in report.cells],
+            "duration_s": rounded(report.duration_s),
+            "engines": [_engine(engine) for engine in report.engines],
+            "hardware": report.hardware,
+            "machine": dict(report.machine),
+            "notes": list(report.notes),
+            "outcomes": {outcome.value: count for outcome, count in report.outcomes.items()},
+            "schema": SCHEMA_VERSION,
+            "started_at": report.started_at,
+            "tool": report.tool_version,
+        }
+    )
+
+
+def _engine(engine: EngineInstall) -> dict[str, str | None]:
+    return {
+        "distribution": engine.distribution,
+        "engine": engine.engine,
+        "python": None if engine.python is None else str(engine.python),
+        "url": None if engine.url is None else _without_credentials(engine.url),
+        "version": engine.version,
+    }
+
+
+def _without_credentials(url: str) -> str:
+    """Only scheme, host, port and path: a user's name, password or key stays out."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _cell(cell: CellResult) -> dict[str, Any]:
+    return {
+        "cell": cell.cell,
+        "discarded": samples_document(cell.discarded),
+        "engine": cell.engine,
+        "fingerprint": (
+            None if cell.fingerprint is None else fingerprint_document(cell.fingerprint)
+        ),
+        "invalid": cell.invalid,
+        "server": cell.server,
+        "start": None if cell.start is None else start_document(cell.start),
+        "test": cell.test,
+        "verdicts": [_verdict(verdict) for verdict in cell.verdicts],
+        "warmup_plays": cell.warmup_plays,
+        "workload": cell.workload,
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "change": rounded(verdict.change),
+        "direction": verdict.direction,
+        "expected": rounded(verdict.expected),
+        "lower": rounded(verdict.lower),
+        "measured": rounded(verdict.measured),
+        "metric": verdict.metric,
+        "notes": list(verdict.notes),
+        "outcome": verdict.outcome.value,
+        "reason": verdict.reason,
+        "spread": rounded(verdict.spread),
+        "unit": verdict.unit,
+        "upper": rounded(verdict.upper),
+    }

@@ -1,0 +1,115 @@
+"""The summary in the terminal; the only module that uses rich."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pytest_moeperf.metrics import quantity
+from pytest_moeperf.records import Outcome
+from pytest_moeperf.report.verdict import bounds, measured, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_moeperf.records import CellResult, Verdict
+    from pytest_moeperf.report.model import SessionReport
+
+__all__ = ["render"]
+
+STYLES: Mapping[Outcome, str] = {
+    Outcome.PASS: "green",
+    Outcome.IMPROVED: "bold green",
+    Outcome.RECORDED: "cyan",
+    Outcome.REGRESSED: "bold red",
+    Outcome.INVALID: "red",
+    Outcome.UNSTABLE: "red",
+    Outcome.NO_BASELINE: "red",
+}
+"""All other outcomes are yellow: somebody should look."""
+
+HEADINGS = ("metric", "measured", "expected", "change", "allowed", "verdict")
+NARROWEST_METRIC = 20
+GAP = 2
+INDENT = 2
+
+Row = tuple[str, ...]
+
+
+def render(report: SessionReport, *, width: int, color: bool) -> str:
+    """One table a suite and the line that sums up, with ANSI codes only if `color`."""
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        width=width,
+        # Whether there are colours is decided already; rich would look at the environment again.
+        color_system="standard" if color else None,
+        no_color=not color,
+        force_terminal=color,
+        highlight=False,
+    )
+    for suite, cells in report.suites.items():
+        _print_suite(console, suite, cells, width=width)
+    counts = [
+        Text(f"{count} {outcome}", style=_style(outcome))
+        for outcome, count in report.outcomes.items()
+    ]
+    console.print(Text(", ").join(counts))
+    # rich pads lines to the width, which a terminal does not need and a diff should not see.
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+
+
+def _print_suite(console: Console, suite: str, cells: Sequence[CellResult], *, width: int) -> None:
+    """The columns are as wide as the suite needs; a cell's name has a line of its own."""
+    cells = [cell for cell in cells if cell.verdicts]
+    rows = [_row(verdict) for cell in cells for verdict in cell.verdicts]
+    widths = [max(len(row[column]) for row in (HEADINGS, *rows)) for column in range(len(HEADINGS))]
+    others = INDENT + sum(widths[1:]) + GAP * (len(widths) - 1)
+    widths[0] = min(widths[0], max(NARROWEST_METRIC, width - others))
+    # In a terminal that is too narrow, lines that run on are read more easily than cut columns.
+    console.width = max(width, widths[0] + others)
+    console.print(Text(suite, style="bold"))
+    console.print(_table([(HEADINGS, "dim")], widths))
+    heading = ""
+    for cell in cells:
+        if f"{cell.label} on {cell.engine}" != heading:
+            heading = f"{cell.label} on {cell.engine}"
+            console.print(Text(heading, style="italic"))
+        rows_of_cell = [(_row(verdict), _style(verdict.outcome)) for verdict in cell.verdicts]
+        console.print(_table(rows_of_cell, widths))
+    console.print()
+
+
+def _table(rows: Sequence[tuple[Row, str]], widths: Sequence[int]) -> Table:
+    table = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+    for index, width in enumerate(widths):
+        outer = index in {0, len(widths) - 1}
+        table.add_column(
+            width=width + (INDENT if index == 0 else 0),
+            justify="left" if outer else "right",
+            overflow="fold",
+        )
+    for row, style in rows:
+        first, *middle, verdict = row
+        table.add_row(Padding(first, (0, 0, 0, INDENT)), *middle, Text(verdict, style=style))
+    return table
+
+
+def _row(verdict: Verdict) -> Row:
+    return (
+        verdict.metric,
+        measured(verdict),
+        quantity(verdict.expected),
+        percent(verdict.change),
+        bounds(verdict),
+        str(verdict.outcome),
+    )
+
+
+def _style(outcome: Outcome) -> str:
+    return STYLES.get(outcome, "yellow")

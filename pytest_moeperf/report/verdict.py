@@ -1,0 +1,86 @@
+"""What a failing or skipped test says of a cell: pure text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_moeperf.metrics import quantity
+from pytest_moeperf.records import CellResult, Outcome, Sample, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["GOOD", "bounds", "failure", "measured", "one_line", "percent"]
+
+GOOD = frozenset({Outcome.PASS, Outcome.IMPROVED, Outcome.RECORDED})
+
+
+def percent(change: float | None) -> str:
+    """A relative change with its sign, `–` when there is nothing to compare with."""
+    return "–" if change is None else f"{change * 100:+.1f} %"
+
+
+def bounds(verdict: Verdict) -> str:
+    """What was allowed: `≤ 23.5`, `≥ 120` or `0.9 … 1.1`."""
+    if verdict.lower is not None and verdict.upper is not None:
+        return f"{quantity(verdict.lower)} … {quantity(verdict.upper)}"
+    if verdict.upper is not None:
+        return f"≤ {quantity(verdict.upper)}"
+    if verdict.lower is not None:
+        return f"≥ {quantity(verdict.lower)}"
+    return "–"
+
+
+def measured(verdict: Verdict) -> str:
+    """The figure with its unit, and half the range of its repeats relative to it."""
+    text = quantity(verdict.measured, verdict.unit)
+    if not verdict.measured or verdict.spread is None:
+        return text
+    percentage = 100 * verdict.spread / verdict.measured
+    return f"{text} ± {percentage:.{0 if percentage >= 10 else 1}f} %"  # noqa: PLR2004 - two digits
+
+
+def one_line(result: CellResult) -> str:
+    """The first verdict that is not good, as the reason of a skip."""
+    for verdict in result.verdicts:
+        if verdict.outcome not in GOOD:
+            return f"{verdict.outcome}: {verdict.reason}"
+    return f"{result.label}: {', '.join(verdict.outcome for verdict in result.verdicts)}"
+
+
+def failure(result: CellResult, *, next_steps: Sequence[str]) -> str:
+    """The whole story of a failed cell, one verdict a paragraph, then what to type next."""
+    lines = [f"{result.label} on {result.engine}"]
+    for verdict in result.verdicts:
+        lines.extend(_paragraph(verdict))
+    lines.extend(_discarded(result.discarded))
+    lines.extend(f"  next: {step}" for step in next_steps)
+    return "\n".join(lines)
+
+
+def _paragraph(verdict: Verdict) -> list[str]:
+    lines = [f"  {verdict.outcome} {verdict.metric}"]
+    if verdict.measured is not None:
+        unit = f" {verdict.unit}" if verdict.unit else ""
+        expected = (
+            "" if verdict.expected is None else f", expected {quantity(verdict.expected)}{unit}"
+        )
+        bounded = verdict.lower is not None or verdict.upper is not None
+        allowed = f", allowed {bounds(verdict)}{unit}" if bounded else ""
+        lines[0] += f": {measured(verdict)}{expected}{allowed}"
+    if verdict.reason and verdict.outcome not in GOOD:
+        lines.append(f"    {verdict.reason}")
+    if verdict.outcome not in GOOD and verdict.outcome is not Outcome.INVALID:
+        # The notes of an invalid cell are advice, and stand below with each discarded repeat.
+        lines.extend(f"    differs: {note}" for note in verdict.notes)
+    return lines
+
+
+def _discarded(samples: Sequence[Sample]) -> list[str]:
+    lines: list[str] = []
+    for sample in samples:
+        for finding in sample.findings:
+            lines.append(f"  repeat with seed {sample.seed} discarded: {finding.message}")
+            if finding.advice:
+                lines.append(f"    {finding.advice}")
+    return lines

@@ -1,0 +1,54 @@
+"""`run.json`."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from jsonschema import Draft202012Validator
+
+from pytest_moeperf.records import EngineInstall
+from pytest_moeperf.report.json import to_json
+from pytest_moeperf.store import schema
+
+
+def test_the_text_is_the_documented_form(session_report, golden):
+    golden("run.json", to_json(session_report))
+
+
+def test_the_schema_allows_it(session_report):
+    Draft202012Validator(schema("run-1")).validate(json.loads(to_json(session_report)))
+
+
+def test_a_run_without_cells_is_valid(session_report):
+    empty = dataclasses.replace(session_report, cells=(), engines=(), machine={}, notes=())
+    Draft202012Validator(schema("run-1")).validate(json.loads(to_json(empty)))
+
+
+def test_no_secret_is_written(session_report):
+    # The attached server's URL of this report has a password and a key.
+    assert "hunter2" not in to_json(session_report)
+
+
+def test_the_interpreter_of_an_engine_is_named(session_report):
+    engine = EngineInstall(engine="vllm", version="0.32.0", python=Path("/env/bin/python"))
+    report = dataclasses.replace(session_report, engines=(engine,))
+    assert json.loads(to_json(report))["engines"] == [
+        {
+            "distribution": None,
+            "engine": "vllm",
+            "python": "/env/bin/python",
+            "url": None,
+            "version": "0.32.0",
+        }
+    ]
+
+
+def test_what_is_not_a_number_is_missing(session_report):
+    cell = session_report.cells[0]
+    verdict = dataclasses.replace(cell.verdicts[0], change=math.inf, spread=math.nan)
+    report = dataclasses.replace(
+        session_report, cells=(dataclasses.replace(cell, verdicts=(verdict,)),)
+    )
+    written = json.loads(to_json(report))["cells"][0]["verdicts"][0]
+    assert (written["change"], written["spread"]) == (None, None)
