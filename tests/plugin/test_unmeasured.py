@@ -1,0 +1,29 @@
+"""What becomes of tests that end without a result, and of what cannot be written."""
+
+import pytest
+
+from pytest_moeperf import store
+from pytest_moeperf.errors import StorageError
+
+
+def test_a_server_that_dies_at_start_is_in_the_report_of_the_run(suite):
+    suite.script(start_exit_code=3)
+    outcome = suite.run()
+    outcome.counts(failed=1)
+    (note,) = [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
+    assert "serving/test_load.py::test_single_stream[vllm]: tiny-moe: the engine ended" in note
+
+
+def test_quiet_runs_still_count_the_verdicts(suite, server):
+    outcome = suite.run("--engine", f"vllm={server.url}", "-q")
+    assert "2 NO_BASELINE" in outcome.text.splitlines()
+
+
+def test_a_baseline_that_cannot_be_written_at_the_end_fails_the_session(suite, server, monkeypatch):
+    def full(*_args, **_options):
+        raise StorageError("cannot write x.json: no space left on device")
+
+    monkeypatch.setattr(store.BaselineWriter, "flush", full)
+    outcome = suite.run("--engine", f"vllm={server.url}", "--baseline", "record")
+    assert outcome.code == pytest.ExitCode.TESTS_FAILED
+    outcome.shows("error: cannot write x.json: no space left on device")
