@@ -1,0 +1,62 @@
+"""The `moeperf` command: one module a subcommand, loaded when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from pytest_moeperf.errors import MoeperfError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = ("doctor", "engine", "load", "results", "baseline")
+"""Subcommands in the order of the help; each is `pytest_moeperf.cli.<name>` with `HELP`,
+`configure(parser)` and `run(args) -> int`."""
+
+EXIT_FAILED = 1
+EXIT_MISUSE = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers misuse with one line instead of the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            EXIT_MISUSE,
+            f"{self.prog}: error: {message} (`{self.prog} --help` lists what is valid)\n",
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="moeperf",
+        description="Performance-regression tests for serving mixture-of-experts models.",
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        command = importlib.import_module(f"pytest_moeperf.cli.{name}")
+        subparser = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
+        command.configure(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand: 0 fine, 1 a failed check, 2 misuse, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except UsageError as error:
+        sys.stderr.write(f"moeperf: error: {error}\n")
+        return EXIT_MISUSE
+    except MoeperfError as error:
+        sys.stderr.write(f"moeperf: error: {error}\n")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("moeperf: interrupted\n")
+        return EXIT_INTERRUPTED
+    return code

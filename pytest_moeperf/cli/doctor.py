@@ -1,0 +1,129 @@
+"""`moeperf doctor`: what this machine has, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from pytest_moeperf import probe
+from pytest_moeperf.cache import cache_root
+from pytest_moeperf.errors import MoeperfError, UsageError
+from pytest_moeperf.gpu import resolve_hardware
+from pytest_moeperf.installs import installed, parse_engine, resolve
+from pytest_moeperf.loadgen import stamps
+from pytest_moeperf.models import catalogue
+from pytest_moeperf.store import ensure_writable
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from pytest_moeperf.hardware import Hardware
+
+HELP = "Show what this machine has, what is missing, and the command that mends it"
+
+GIB = 2**30
+NEEDED_DISK_GIB = 6.0
+"""An engine environment of 3.5 GiB, its download, and the small models."""
+NEEDED_MEMORY_GIB = 10.0
+"""Two CPU servers with a small model and 1 GiB of KV cache each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the answer."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    """What to type or do; empty where nothing needs to be done."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every check; 1 if any of them failed."""
+    checks = list(_checks())
+    if args.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            print(f"{'ok ' if check.ok else 'NO '} {check.name:<{width}}  {check.found}")
+            if check.remedy:
+                print(f"    {'':<{width}}  → {check.remedy}")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _checks() -> Iterator[Check]:
+    hardware = resolve_hardware("auto")
+    yield Check(name="hardware", ok=True, found=f"{hardware.name}: {hardware.label}")
+    yield _memory()
+    yield _cache()
+    yield _disk()
+    yield _engine(hardware)
+    yield _timestamps()
+    yield Check(
+        name="models",
+        ok=True,
+        found=", ".join(name for name, entry in catalogue().items() if entry.small),
+    )
+
+
+def _memory() -> Check:
+    gib = probe.memory_gib()
+    ok = gib >= NEEDED_MEMORY_GIB
+    remedy = "" if ok else f"measure on a machine with {NEEDED_MEMORY_GIB:g} GiB or more"
+    return Check(name="memory", ok=ok, found=f"{gib:.0f} GiB", remedy=remedy)
+
+
+def _cache() -> Check:
+    root = cache_root()
+    try:
+        ensure_writable(root)
+    except MoeperfError as error:
+        remedy = "set MOEPERF_CACHE to a folder that can be written"
+        return Check(name="cache", ok=False, found=str(error), remedy=remedy)
+    return Check(name="cache", ok=True, found=str(root))
+
+
+def _disk() -> Check:
+    root = cache_root()
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    gib = shutil.disk_usage(place).free / GIB
+    ok = gib >= NEEDED_DISK_GIB or bool(installed())
+    remedy = "" if ok else f"free {NEEDED_DISK_GIB:g} GiB, or set MOEPERF_CACHE to another disk"
+    return Check(name="disk", ok=ok, found=f"{gib:.0f} GiB free at {place}", remedy=remedy)
+
+
+def _timestamps() -> Check:
+    """Where the load client's arrival times come from here."""
+    if stamps.supported():
+        return Check(name="timestamps", ok=True, found="by the kernel, when data arrives")
+    return Check(
+        name="timestamps",
+        ok=True,
+        found="by the client, when it reads",
+        remedy="run on Linux with SO_TIMESTAMPNS for arrival times that a busy client cannot blur",
+    )
+
+
+def _engine(hardware: Hardware) -> Check:
+    """What `pytest suites/` would take on this hardware without `--engine`."""
+    try:
+        found = resolve(
+            parse_engine("vllm"),
+            allow_build=False,
+            gpu=bool(hardware.gpus),
+            on_progress=lambda _phase, _elapsed_s: None,
+        )
+    except UsageError as error:
+        _, _, command = str(error).partition("run: ")
+        return Check(name="engine", ok=False, found="none", remedy=command or str(error))
+    return Check(name="engine", ok=True, found=f"{found.label}: {found.python}")

@@ -1,0 +1,23 @@
+"""Every baseline that this repository stores."""
+
+from pathlib import Path
+
+import pytest
+
+from pytest_moeperf import store
+from pytest_moeperf.baseline import encode
+
+ROOT = Path(__file__).parents[2] / "baselines"
+
+
+@pytest.mark.parametrize("path", store.find(ROOT), ids=lambda path: str(path.relative_to(ROOT)))
+def test_it_is_valid_in_its_place_and_in_canonical_form(path):
+    baseline = store.load_placed(ROOT, path)
+    assert path.read_text(encoding="utf-8") == encode(baseline)
+    assert baseline.gates
+    assert all(baseline.repeats(metric) for metric in baseline.gates)
+
+
+def test_the_folder_holds_only_baselines_and_their_readme():
+    found = {path for path in ROOT.rglob("*") if path.is_file()}
+    assert found - set(store.find(ROOT)) == {ROOT / "README.md"}
