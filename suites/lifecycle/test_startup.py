@@ -1,0 +1,7 @@
+import pytest
+
+
+@pytest.mark.own_server
+def test_server_is_ready_in_time(measure, moe):
+    """A start, from the command to the first answer, takes no longer than the baseline."""
+    measure.startup(moe).gate("startup_s")
