@@ -94,6 +94,8 @@ class CompletionStream:
         "_chunk_ns",
         "_chunk_tokens",
         "_decoder",
+        "_note_ns",
+        "_note_tokens",
         "_output_tokens",
         "_parsed",
         "_prompt_tokens",
@@ -107,6 +109,8 @@ class CompletionStream:
         self._decoder = SSEDecoder()
         self._chunk_ns = array("q")
         self._chunk_tokens = array("I")
+        self._note_ns = self._chunk_ns.append
+        self._note_tokens = self._chunk_tokens.append
         self._prompt_tokens: int | None = None
         self._output_tokens: int | None = None
         self._shape: _Shape | None = None
@@ -123,6 +127,11 @@ class CompletionStream:
         """Chunks with tokens so far."""
         return len(self._chunk_ns)
 
+    @property
+    def last_ns(self) -> int:
+        """When the last chunk with tokens arrived; 0 before the first."""
+        return self._chunk_ns[-1] if self._chunk_ns else 0
+
     def feed(self, data: bytes, arrival_ns: int) -> int:
         """Take the next bytes of the body; return how many chunks with tokens they complete.
 
@@ -137,8 +146,8 @@ class CompletionStream:
         for event in events:
             tokens = 0 if self._shape is None else self._shape.tokens(event)
             if tokens:
-                self._chunk_ns.append(arrival_ns)
-                self._chunk_tokens.append(tokens)
+                self._note_ns(arrival_ns)
+                self._note_tokens(tokens)
                 self.tokens += tokens
             else:
                 self._take(event, arrival_ns)
@@ -146,20 +155,36 @@ class CompletionStream:
             self._fail(failure)
         return len(self._chunk_ns) - before
 
+    @property
+    def settled(self) -> bool:
+        """Whether `feed_frame` may know the next event, if one begins with the next byte."""
+        return self._shape is not None and self._decoder.idle
+
     def feed_frame(self, frame: bytes, arrival_ns: int) -> bool:
         """Take one whole chunk of HTTP's chunked coding that holds one event like those before.
 
         False, and nothing is taken, where `frame` is not certain to be that; it must begin where a
-        chunk begins. It spares the usual read both the HTTP parser and the decoder.
+        chunk begins, and the stream be `settled`. It spares the usual read both the HTTP parser and
+        the decoder.
         """
-        if self._shape is None or not self._decoder.idle:
+        shape = self._shape
+        if shape is None:
             return False
-        tokens = self._shape.tokens_of_frame(frame)
-        if tokens:
-            self._chunk_ns.append(arrival_ns)
-            self._chunk_tokens.append(tokens)
-            self.tokens += tokens
-        return bool(tokens)
+        head, tail = shape.framed_head, shape.framed_tail
+        end = frame.find(b"\r\n")
+        if (
+            SIZES.get(frame[:end]) != len(frame) - end - 4
+            or not frame.startswith(head, end)
+            or not frame.endswith(tail)
+        ):
+            return False
+        tokens = shape.tokens_of_gap(frame[end + len(head) : -len(tail)])
+        if not tokens:
+            return False
+        self._note_ns(arrival_ns)
+        self._note_tokens(tokens)
+        self.tokens += tokens
+        return True
 
     def completion(self) -> Completion:
         """What the stream was; for its end, since the arrays are not copied."""
@@ -202,8 +227,8 @@ class CompletionStream:
             growth = None if total is None else max(0, total - self.tokens)
             tokens = _choice_tokens(choice, growth)
             if tokens:
-                self._chunk_ns.append(arrival_ns)
-                self._chunk_tokens.append(tokens)
+                self._note_ns(arrival_ns)
+                self._note_tokens(tokens)
                 self.tokens += tokens
 
     def _read_usage(self, usage: dict[str, Any]) -> int | None:
@@ -285,20 +310,9 @@ class _Shape:
         """Tokens of an event of this shape; 0 where that is not certain."""
         if not (event.startswith(self.head) and event.endswith(self.tail)):
             return 0
-        return self._tokens_of_gap(event[len(self.head) : -len(self.tail)])
+        return self.tokens_of_gap(event[len(self.head) : -len(self.tail)])
 
-    def tokens_of_frame(self, frame: bytes) -> int:
-        """The same for an event in one chunk of HTTP: its size in hex, CR LF, data, CR LF."""
-        end = frame.find(b"\r\n")
-        if (
-            SIZES.get(frame[:end]) == len(frame) - end - 4
-            and frame.startswith(self.framed_head, end)
-            and frame.endswith(self.framed_tail)
-        ):
-            return self._tokens_of_gap(frame[end + len(self.framed_head) : -len(self.framed_tail)])
-        return 0
-
-    def _tokens_of_gap(self, gap: bytes) -> int:
+    def tokens_of_gap(self, gap: bytes) -> int:
         if self.between is None:
             return 1 if gap and gap.translate(PLAIN) == gap else 0
         text, _, ids = gap.partition(self.between)

@@ -13,10 +13,12 @@ from pytest_moeperf.completions import CompletionStream, error_message
 from pytest_moeperf.loadgen import stamps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_moeperf.loadgen.job import Address
     from pytest_moeperf.loadgen.tls import Channel
 
-__all__ = ["CONNECTION_LOST", "Connection"]
+__all__ = ["Connection", "channel_factory"]
 
 REFUSAL_BYTES = 65_536
 HTTP_OK = 200
@@ -33,7 +35,6 @@ class Connection:
 
     __slots__ = (
         "_address",
-        "_between_chunks",
         "_chunk_ended",
         "_connect_errno",
         "_parser",
@@ -44,10 +45,11 @@ class Connection:
         "asked",
         "complete",
         "fresh_chunks",
-        "fresh_ns",
         "idle_since_ns",
         "index",
+        "quick",
         "ready",
+        "recvmsg",
         "reusable",
         "scheduled_ns",
         "sent_ns",
@@ -73,6 +75,7 @@ class Connection:
         self.sent_ns = 0
         self._reset()
         self.sock = socket.socket(address.family, socket.SOCK_STREAM)
+        self.recvmsg = self.sock.recvmsg
         self.sock.setblocking(False)  # noqa: FBT003 - the standard library's own signature
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stamps.enable(self.sock)
@@ -84,10 +87,11 @@ class Connection:
         self.complete = False
         self.arrival_ns = 0
         self.fresh_chunks = 0
-        self.fresh_ns = 0
-        """When the last chunk with tokens was read."""
+        self.quick: Callable[[bytes, int], bool] | None = None
+        """Takes what comes next, and when it came, if it is a chunk as usual; then `receive` is
+        not needed. None where there is no such way."""
         self._refusal = b""
-        self._between_chunks = self._chunk_ended = False
+        self._chunk_ended = False
 
     @property
     def wants_to_write(self) -> bool:
@@ -144,13 +148,12 @@ class Connection:
                 return
         if not self.asked:
             raise ConnectionError("data that nobody asked for")
-        if self._between_chunks and self.stream.feed_frame(data, self.arrival_ns):
-            # The parser is where it was: behind a chunk.
-            self.fresh_chunks += 1
-            return
         try:
             self._parser.feed_data(data)
-            self._between_chunks = self._chunk_ended and data.endswith(b"\r\n")
+            # The parser need not see whole chunks that begin where it is: behind a chunk.
+            between_chunks = self._chunk_ended and data.endswith(b"\r\n")
+            known = between_chunks and self._tls is None and self.stream.settled
+            self.quick = self.stream.feed_frame if known else None
         except httptools.HttpParserUpgrade as error:
             raise ConnectionError(f"HTTP {self._parser.get_status_code()}") from error
         except httptools.HttpParserError as error:
@@ -213,3 +216,13 @@ class Connection:
             self.asked = self._chunk_ended = False
             # Nor is a connection of use on which the rest of a request is still to be sent.
             self.reusable &= self._parser.should_keep_alive() and not self._unsent
+
+
+def channel_factory(host: str | None) -> Callable[[], Channel | None]:
+    """What makes the TLS side of a connection to `host`, or nothing where that is None."""
+    if host is None:
+        return lambda: None
+    from pytest_moeperf.loadgen.tls import Channel, client_context  # noqa: PLC0415
+
+    context = client_context()
+    return lambda: Channel(context, host)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.loadgen import stamps
 from pytest_moeperf.loadgen.agenda import Agenda
-from pytest_moeperf.loadgen.connection import CONNECTION_LOST, Connection
+from pytest_moeperf.loadgen.connection import Connection, channel_factory
 from pytest_moeperf.loadgen.job import Done, Progress, RequestFile
 from pytest_moeperf.loadgen.traffic import Traffic
 from pytest_moeperf.records import RequestRecord
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_moeperf.loadgen.job import Job
-    from pytest_moeperf.loadgen.tls import Channel
 
 __all__ = ["Loop"]
 
@@ -46,12 +45,12 @@ POLL_S = 0.002
 """While streams run it sleeps no longer, so that it notices if it could not run for a while."""
 PROMPT_NS = 200_000
 """A poll that took longer has slept, so it found nothing when it began."""
-LATE_NS = 3_000_000
-"""Of chunks that are read together, only the last has a time. That of the others is lost if they
-may have come so much earlier."""
 EXCESS_TOKENS = 64
 
 unpack_timespec = stamps.TIMESPEC.unpack
+ANCILLARY_BYTES = stamps.ANCILLARY_BYTES
+Message = tuple[bytes, int]
+"""What a read brought, and when it arrived; no bytes: the end."""
 OUT = select.EPOLLOUT
 IN = select.EPOLLIN
 
@@ -81,7 +80,7 @@ class Loop:
         self._dropped: list[Connection] = []
         self._requests = memoryview(mmap.mmap(job.requests_fd, 0, prot=mmap.PROT_READ))
         self._agenda = Agenda(job)
-        self._channel = _channel_factory(job.address.tls_host)
+        self._channel = channel_factory(job.address.tls_host)
         self.records: list[RequestRecord] = []
         self._start_ns = 0
         self._tokens = 0
@@ -167,7 +166,7 @@ class Loop:
         asked = self._job.asked_tokens[connection.index]
         if connection.stream.tokens > 2 * asked + EXCESS_TOKENS:
             return f"{connection.stream.tokens} tokens came, {asked} were asked for, and no end"
-        silent_s = (now_ns - max(connection.sent_ns, connection.fresh_ns)) / NS_PER_S
+        silent_s = (now_ns - max(connection.sent_ns, connection.stream.last_ns)) / NS_PER_S
         if silent_s > self._job.silence_s:
             return f"no token for {silent_s:.0f} s, while other requests went on"
         return None
@@ -253,22 +252,33 @@ class Loop:
         slept = timeout_s > 0 and time.perf_counter_ns() - began_ns > PROMPT_NS
         self._earlier_ns = began_ns if slept else self._polled_ns
         self._polled_ns = began_ns
-        for fd, mask in events:
-            connection = self._connections.get(fd)
-            if connection is not None:
-                self._serve(connection, mask)
-            elif fd == self._control_fd:
-                self._on_control()
+        self._handle(events)
         for connection in self._dropped:
             connection.close()
         self._dropped.clear()
 
-    def _serve(self, connection: Connection, mask: int) -> None:
+    def _handle(self, events: list[tuple[int, int]]) -> None:
+        unusual = []
+        for fd, mask in events:
+            connection = self._connections.get(fd)
+            if connection is None:
+                if fd == self._control_fd:
+                    self._on_control()
+            elif mask & OUT or not connection.ready:
+                self._serve(connection, mask, None)
+            elif (message := self._read(connection)) is not None:
+                unusual.append((connection, message))
+        # Later: these take longer, and meanwhile the chunks of other streams may be merged.
+        for connection, message in unusual:
+            self._serve(connection, IN, message)
+
+    def _serve(self, connection: Connection, mask: int, message: Message | None) -> None:
+        """Handle an event, or what was read because of it."""
         try:
-            if connection.ready and not mask & OUT:
-                self._read(connection)
-            else:
+            if message is None:
                 self._advance(connection, mask)
+            else:
+                self._receive(connection, message)
         except ConnectionError as error:
             self._fail(connection, str(error))
         if self._freed:
@@ -284,8 +294,9 @@ class Loop:
         elif not was_ready and mask & ~IN:
             connection.connected()
         # A plain connection that is ready now sends first, and is read in the next turn.
-        if mask & IN and connection.ready == was_ready:
-            self._read(connection)
+        readable = mask & IN and connection.ready == was_ready
+        if readable and (message := self._read(connection)) is not None:
+            self._receive(connection, message)
         wanted = IN | OUT if connection.wants_to_write else IN
         self._epoll.modify(connection.sock.fileno(), wanted)
         if connection.ready and not was_ready:
@@ -294,35 +305,41 @@ class Loop:
             else:
                 self._rest(connection)
 
-    def _read(self, connection: Connection) -> None:
-        """One read: when it arrived, what it brought. This is the hot path."""
+    def _read(self, connection: Connection) -> Message | None:
+        """One read; None if it brought nothing or only a usual chunk. This is the hot path."""
         try:
-            data, ancillary, _, _ = connection.sock.recvmsg(READ_BYTES, stamps.ANCILLARY_BYTES)
+            data, ancillary, _, _ = connection.recvmsg(READ_BYTES, ANCILLARY_BYTES)
         except BlockingIOError:
-            return
-        except OSError as error:
-            raise ConnectionError(CONNECTION_LOST) from error
-        now_ns = time.perf_counter_ns()
-        arrival_ns = now_ns
+            return None
+        except OSError:
+            # A broken connection has ended.
+            data, ancillary = b"", []
         traffic = self._traffic
         traffic.reads += 1
-        if ancillary:
-            seconds, nanoseconds = unpack_timespec(ancillary[0][2])
-            arrival_ns = seconds * NS_PER_S + nanoseconds - self._offset_ns
-            if not traffic.reads % traffic.lag_stride:
-                traffic.lags_ns.append(now_ns - arrival_ns)
-        elif data:
-            traffic.unstamped += 1
+        if not ancillary:
+            traffic.unstamped += bool(data)
+            return data, time.perf_counter_ns()
+        seconds, nanoseconds = unpack_timespec(ancillary[0][2])
+        arrival_ns = seconds * NS_PER_S + nanoseconds - self._offset_ns
+        if not traffic.reads % traffic.lag_stride:
+            traffic.lags_ns.append(time.perf_counter_ns() - arrival_ns)
+        take = connection.quick
+        if take is not None and take(data, arrival_ns):
+            self._waiting_since_ns = arrival_ns
+            return None
+        return data, arrival_ns
+
+    def _receive(self, connection: Connection, message: Message) -> None:
+        """Take what is not one usual chunk."""
+        data, arrival_ns = message
         connection.arrival_ns = arrival_ns
         connection.fresh_chunks = 0
         connection.receive(data)
         fresh = connection.fresh_chunks
         if fresh:
-            self._waiting_since_ns = connection.fresh_ns = now_ns
+            self._waiting_since_ns = arrival_ns
             if fresh > 1:
-                traffic.merged += 1
-                if arrival_ns - self._earlier_ns > LATE_NS:
-                    traffic.lost += fresh - 1
+                self._traffic.note_merged(fresh, within_ns=arrival_ns - self._earlier_ns)
         if connection.complete:
             self._finish(connection, None)
 
@@ -380,12 +397,3 @@ class Loop:
         """Forget a connection; it is closed when no event at hand can be meant for it any more."""
         del self._connections[connection.sock.fileno()]
         self._dropped.append(connection)
-
-
-def _channel_factory(host: str | None) -> Callable[[], Channel | None]:
-    if host is None:
-        return lambda: None
-    from pytest_moeperf.loadgen.tls import Channel, client_context  # noqa: PLC0415
-
-    context = client_context()
-    return lambda: Channel(context, host)

@@ -16,6 +16,9 @@ BUSY_READS_PER_MS = 2.0
 """From this rate on, a nap saves more wake-ups than it costs."""
 WINDOW_NS = 10_000_000
 MOST_LAGS = 65_536
+LATE_NS = 3_000_000
+"""Of chunks that are read together, only the last has a time. That of the others is lost if they
+may have come so much earlier."""
 
 
 class Traffic:
@@ -50,6 +53,12 @@ class Traffic:
         self.napping = False
         self.longest_nap_ns = BLIND_NAP_NS
         self._window_ns = self._window_reads = self._window_unstamped = 0
+
+    def note_merged(self, chunks: int, *, within_ns: int) -> None:
+        """Count a read of two or more chunks, all of which came within that time."""
+        self.merged += 1
+        if within_ns > LATE_NS:
+            self.lost += chunks - 1
 
     def adapt(self, now_ns: int, *, streams: int) -> None:
         """Decide by the last 10 ms whether naps pay; call it as often as is convenient."""

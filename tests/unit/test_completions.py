@@ -596,11 +596,16 @@ def test_a_frame_that_is_not_certain_is_left_to_the_parser(frame):
     assert stream.chunks == 1
 
 
-def test_no_frame_is_taken_before_the_events_are_known_or_in_the_middle_of_one():
+def test_no_frame_is_taken_before_the_events_are_known():
     assert not CompletionStream().feed_frame(FRAME, 20)
+
+
+def test_a_stream_is_settled_between_events_that_are_known():
+    assert not CompletionStream().settled
     stream = familiar()
+    assert stream.settled
     stream.feed(b"data: {", 20)
-    assert not stream.feed_frame(FRAME, 30)
+    assert not stream.settled
 
 
 @THOROUGH
