@@ -19,7 +19,7 @@ from pytest_moeperf.errors import LoadError, ServerStartError
 from pytest_moeperf.probe import core_ids
 from pytest_moeperf.records import RequestSpec
 from pytest_moeperf.truth import Truth, compare
-from pytest_moeperf.validity import find
+from pytest_moeperf.validity import client_limits
 from pytest_moeperf.workload import Plan
 
 if TYPE_CHECKING:
@@ -59,11 +59,6 @@ NS_PER_MS = 1_000_000
 MS_PER_S = 1000
 
 TRIES = 3
-
-CLIENT_FINDINGS = frozenset(
-    {"client_cpu", "client_reads", "client_turnaround", "clock_step", "schedule_lag"}
-)
-"""What a repeat of the same quality would be found invalid for."""
 
 STOP_S = 5.0
 ANSWER_S = 30.0
@@ -307,7 +302,7 @@ def _play(server: PacedServer, load: _Load) -> Step:
         accuracy = compare(repeat.requests, truth, first_key=load.first_key)
     except ValueError as error:
         raise LoadError(f"the self-test at {load.rate} chunks/s is no use: {error}") from error
-    codes = {finding.code for finding in find(repeat)} & CLIENT_FINDINGS
+    codes = {finding.code for finding in client_limits(repeat)}
     return Step(
         mode=load.mode,
         rate=load.rate,

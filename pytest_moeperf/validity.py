@@ -15,7 +15,7 @@ from pytest_moeperf.stats import percentile
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["FINDINGS", "SteadyRule", "busy_machine", "find"]
+__all__ = ["FINDINGS", "SteadyRule", "busy_machine", "client_limits", "find"]
 
 FINDINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -75,6 +75,13 @@ def find(
         _compilation(repeat, compile_patterns),
         _prefix_cache(repeat, expect_prefix_hit_rate),
         None if expect_preemptions else _preemptions(repeat),
+    )
+    return tuple(finding for finding in found if finding is not None) + client_limits(repeat)
+
+
+def client_limits(repeat: RepeatRecord) -> tuple[Finding, ...]:
+    """Those reasons that lie with the load client: it was too slow, or its clock was set."""
+    found = (
         _schedule_lag(repeat),
         _client_cpu(repeat),
         _client_reads(repeat),
