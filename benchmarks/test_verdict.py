@@ -1,8 +1,10 @@
 """From the records of a play to a verdict and to the file that keeps them."""
 
+import functools
+
 import pytest
 
-from pytest_moeperf import SLO, baseline, figures, judge, metrics, store, validity
+from pytest_moeperf import SLO, baseline, baseline_format, figures, judge, metrics, store, validity
 from pytest_moeperf.baseline import Gate, Recording
 from pytest_moeperf.policy import policy_for
 from pytest_moeperf.records import Fingerprint, Outcome, RepeatRecord
@@ -58,21 +60,28 @@ def test_find_reasons_not_to_judge_256_streams(benchmark, requests):
 
 
 def test_judge_one_metric_against_ten_starts(benchmark, stored):
-    reference = judge.Reference.of(stored.starts, GATE)
     policy = policy_for("cpu", GATE)
-    arguments = (GATE, (31.0, 31.2, 31.1), reference, policy)
-    judge.judge_change(*arguments)  # The first one loads scipy.
-    verdict = benchmark(judge.judge_change, *arguments)
-    assert verdict.outcome is Outcome.PASS
+    evidence = judge.Evidence(
+        metric=GATE,
+        today=((31.0, 31.2, 31.1),),
+        stored=tuple(
+            judge.StoredStart(f"session-{index}", values)
+            for index, values in enumerate(stored.repeats(GATE))
+        ),
+    )
+    judged = functools.partial(
+        judge.assess, evidence, policy, prior=judge.default_prior(policy), p_limit=0.001
+    )
+    judged()  # The first one loads scipy.
+    assert benchmark(judged).verdict.outcome is Outcome.PASS
 
 
 def test_encode_baseline_of_ten_starts(benchmark, stored):
-    assert benchmark(baseline.encode, stored).endswith("\n")
+    assert benchmark(baseline_format.encode, stored).endswith("\n")
 
 
 def test_decode_baseline_of_ten_starts(benchmark, stored):
     """Parsing, schema and all checks."""
-    text = baseline.encode(stored)
-    schema = store.schema("baseline-1")
-    read = benchmark(baseline.decode, text, source="baseline", schema=schema)
+    text = baseline_format.encode(stored)
+    read = benchmark(store.decoded, text, source="baseline")
     assert len(read.starts) == len(stored.starts)

@@ -7,15 +7,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_moeperf import compat, judge
-from pytest_moeperf.policy import CPU, policy_for
+from pytest_moeperf.judge.sentence import percent
+from pytest_moeperf.metrics import describe
+from pytest_moeperf.policy import CPU, directed, policy_for
 from pytest_moeperf.records import CellResult, Outcome, StartRecord, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from pytest_moeperf.baseline import Baseline
+    from pytest_moeperf.baseline import Baseline, KnownRegression
+    from pytest_moeperf.judge import Assessment, Evidence, Prior
+    from pytest_moeperf.policy import Policy
 
-__all__ = ["best_look", "doubtful", "judge_cell", "judge_prediction", "paired_ratios"]
+__all__ = [
+    "best_look",
+    "doubtful",
+    "judge_metric",
+    "judge_prediction",
+    "paired_ratios",
+    "prior_for",
+    "repeats_of",
+]
 
 DOUBTFUL = frozenset({Outcome.REGRESSED, Outcome.INCONCLUSIVE, Outcome.ENV_DRIFT})
 """Outcomes that are looked at again before they are said."""
@@ -24,38 +36,139 @@ SPEED = "memory_copy_gib_per_s"
 """Environment entry: how fast this machine copies memory, measured without any engine."""
 
 
-def judge_cell(
-    cell: CellResult, metric_keys: Sequence[str], *, stored: Baseline | None, hardware: str
-) -> tuple[Verdict, ...]:
-    """Judge every metric of a valid cell against the stored starts of its baseline."""
-    return tuple(_judge_metric(cell, key, stored, hardware) for key in metric_keys)
+def judge_metric(
+    cell: CellResult,
+    key: str,
+    *,
+    stored: Baseline | None,
+    hardware: str,
+    p_limit: float,
+    prior: Prior | None = None,
+    can_pair: bool = False,
+    date: str = "",
+    policy: Policy | None = None,
+) -> Assessment:
+    """Judge a metric of a valid cell by its starts, those of its baseline and those of an A/B.
+
+    `policy` is by default that of every night. `prior` is what other cells tell of the noise, by
+    default the policy's table. `date` is today's,
+    `2026-11-22`; without it nothing expires. A baseline that does not count, for its age or for
+    what it was measured on, leaves the A/B alone to judge by, where there is one.
+    """
+    policy = policy or policy_for(hardware, key)
+    refused = _refusal(cell, key, stored, date)
+    usable = None if refused else stored
+    assessment = judge.assess(
+        _evidence(cell, key, usable, can_pair=can_pair),
+        policy,
+        prior=prior or judge.default_prior(policy),
+        p_limit=p_limit,
+    )
+    if refused and not assessment.verdict.paired:
+        return replace(assessment, verdict=refused)
+    verdict = _in_its_surroundings(cell, assessment.verdict, usable, hardware, policy.tolerance)
+    if usable is not None:
+        verdict = _expected(verdict, usable.known_regression(key, date))
+    return replace(assessment, verdict=verdict)
 
 
-def _judge_metric(cell: CellResult, key: str, stored: Baseline | None, hardware: str) -> Verdict:
+def _evidence(cell: CellResult, key: str, stored: Baseline | None, *, can_pair: bool) -> Evidence:
+    return judge.Evidence(
+        metric=key,
+        today=tuple(repeats_of(start, key) for start in cell.starts),
+        stored=tuple(
+            judge.StoredStart(start.session_id, repeats_of(start, key))
+            for start in (stored.starts if stored is not None else ())
+        ),
+        old=tuple(repeats_of(start, key) for start in cell.old),
+        new=tuple(repeats_of(start, key) for start in cell.new),
+        can_pair=can_pair,
+    )
+
+
+def _refusal(cell: CellResult, key: str, stored: Baseline | None, date: str) -> Verdict | None:
+    """Why the baseline cannot be used, if it is there."""
+    if stored is None or cell.fingerprint is None:
+        return None
     values = cell.values(key)
-    policy = policy_for(hardware, key)
-    if stored is None or cell.fingerprint is None or cell.start is None:
-        return judge.judge_change(key, values, None, policy)
     if differing := compat.differences(cell.fingerprint, stored.fingerprint):
         return judge.incomparable(key, values, differing)
-    reference = judge.Reference.of(stored.starts, key)
-    verdict = judge.judge_change(key, values, reference, policy)
+    if date and stored.expired(date):
+        why = f"the stored one expired on {stored.expires}; run `moeperf baseline refresh`"
+        return judge.no_baseline(key, values, why=why)
+    return None
+
+
+def repeats_of(start: StartRecord, key: str) -> tuple[float, ...]:
+    """The metric in the valid repeats of a start that have it."""
+    values = (repeat.values.get(key) for repeat in start.repeats if repeat.valid)
+    return tuple(value for value in values if value is not None)
+
+
+def _in_its_surroundings(
+    cell: CellResult, verdict: Verdict, stored: Baseline | None, hardware: str, tolerance: float
+) -> Verdict:
+    """Add what differs between the two sides, and let a slow machine take the blame."""
+    theirs = stored.starts if stored is not None else ()
+    if verdict.paired:
+        return replace(verdict, notes=verdict.notes + _differences(cell.new, cell.old))
     if hardware == CPU:
-        verdict = _blame_a_slow_machine(
-            verdict, cell.start.environment, stored.starts, policy.tolerance
-        )
+        verdict = _blame_a_slow_machine(verdict, cell.starts, theirs, tolerance)
+    return replace(verdict, notes=verdict.notes + _differences(cell.starts, theirs))
+
+
+def _differences(ours: Sequence[StartRecord], theirs: Sequence[StartRecord]) -> tuple[str, ...]:
+    if not ours:
+        return ()
     # The speed has had its say: it differs a little each time, and explains only what it excuses.
     now, *earlier = (
         {name: value for name, value in start.environment.items() if name != SPEED}
-        for start in (cell.start, *stored.starts)
+        for start in (ours[-1], *theirs)
     )
-    return replace(verdict, notes=verdict.notes + compat.explain(now, *earlier))
+    return compat.explain(now, *earlier)
+
+
+def _expected(verdict: Verdict, known: KnownRegression | None) -> Verdict:
+    """Turn what is on file as a known regression into what it is: no news, or its end."""
+    if known is None:
+        return verdict
+    on_file = f"{known.reason} ({known.issue})"
+    if verdict.outcome is Outcome.REGRESSED and (verdict.effect or 0.0) >= -known.extent:
+        reason = f"{verdict.reason}; a known regression until {known.expires}: {on_file}"
+        return replace(verdict, outcome=Outcome.EXPECTED, reason=reason)
+    if verdict.outcome is Outcome.REGRESSED:
+        extent = percent(known.extent)
+        reason = f"{verdict.reason}; more than the known regression of {extent}: {on_file}"
+        return replace(verdict, reason=reason)
+    if verdict.outcome in {Outcome.PASS, Outcome.IMPROVED}:
+        reason = (
+            f"{verdict.reason}; but a regression is on file, which must go now that it is over: "
+            f"{on_file}"
+        )
+        return replace(verdict, outcome=Outcome.UNEXPECTED_PASS, reason=reason)
+    return verdict
+
+
+def prior_for(baselines: Iterable[Baseline], key: str, *, hardware: str) -> Prior:
+    """What baselines of one hardware and engine tell of the noise of a metric."""
+    metric, _ = describe(key)
+    direction = directed(key, metric.direction)
+    spreads = []
+    for stored in baselines:
+        starts = [
+            judge.StartValue(value, start.session_id)
+            for start in stored.starts
+            if (value := judge.start_value(repeats_of(start, key), direction)) is not None
+        ]
+        spreads.append(judge.spread_of(starts))
+    default = judge.default_prior(policy_for(hardware, key))
+    return judge.fit_prior(spreads, default=default)
 
 
 def _blame_a_slow_machine(
     verdict: Verdict,
-    environment: Mapping[str, str],
-    starts: Sequence[StartRecord],
+    today: Sequence[StartRecord],
+    stored: Sequence[StartRecord],
     tolerance: float,
 ) -> Verdict:
     """Turn REGRESSED into ENV_DRIFT where the machine itself lost half of the tolerance.
@@ -63,11 +176,9 @@ def _blame_a_slow_machine(
     The copy speed is measured in this process, so an engine cannot hide behind it. Only work on
     the CPU depends on it, and a count that allows no loss has no such excuse.
     """
-    now = _speed(environment)
-    before = sorted(speed for start in starts if (speed := _speed(start.environment)) is not None)
-    if verdict.outcome is not Outcome.REGRESSED or not tolerance or now is None or not before:
+    now, usual = _usual_speed(today), _usual_speed(stored)
+    if verdict.outcome is not Outcome.REGRESSED or not tolerance or now is None or usual is None:
         return verdict
-    usual = before[len(before) // 2]
     if now >= usual * (1 - tolerance / 2):
         return verdict
     return replace(
@@ -77,6 +188,11 @@ def _blame_a_slow_machine(
         f"today, {usual:.1f} GiB/s when the baseline was recorded: the machine is slow, "
         "so the engine cannot be judged by absolute figures",
     )
+
+
+def _usual_speed(starts: Sequence[StartRecord]) -> float | None:
+    speeds = sorted(speed for start in starts if (speed := _speed(start.environment)) is not None)
+    return speeds[len(speeds) // 2] if speeds else None
 
 
 def _speed(environment: Mapping[str, str]) -> float | None:

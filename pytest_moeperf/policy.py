@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.errors import UsageError
@@ -14,31 +14,81 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.records import Direction
 
-__all__ = ["CPU", "GPU", "POLICIES", "TAIL_FACTOR", "Policy", "directed", "policy_for"]
+__all__ = [
+    "CPU",
+    "GPU",
+    "POLICIES",
+    "RELEASE_POLICIES",
+    "TAIL_FACTOR",
+    "Policy",
+    "directed",
+    "policy_for",
+]
 
 CPU = "cpu"
 GPU = "gpu"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How far one metric may move before it counts."""
+    """How far one metric may move before it counts, and what it may cost to find out.
+
+    Ratios are "times as bad, less 1": 0.05 stands for 1.05 times the latency, or the throughput
+    divided by 1.05. So a tolerance is the same for a metric and for its inverse.
+    """
 
     tolerance: float
-    """0.05: up to 1.05 times as bad is accepted, whichever way the metric gets better."""
-    alpha: float = 0.001
-    """Chance of calling mere noise a change, one-sided. Small, as a session judges many gates."""
+    """What is accepted."""
+    catch: float
+    """What must not slip through: a PASS rules it out. The gap to the tolerance is room for
+    noise."""
     noise: float = 0.0
-    """Least standard deviation between two starts of one engine, relative."""
+    """Least standard deviation between two starts in one session, relative."""
+    drift: float = 0.0
+    """Expected standard deviation between sessions (days, neighbours, temperature), relative."""
+    beta: float = 0.05
+    """Intervals have the confidence 1 - beta; a loss of `catch` passes with at most half of it."""
+    unpaired_starts: int = 5
+    """Fresh starts that it takes to blame an engine by stored starts alone."""
+    looks: tuple[int, ...] = (3, 5)
+    """Pairs of old and new starts after which an A/B is looked at."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for figures that no verdict can come from."""
-        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise UsageError(f"tolerance {self.tolerance!r}: give a ratio such as 0.05 for 5 %")
-        if not 0 < self.alpha < 1:
-            raise UsageError(f"alpha {self.alpha!r}: give a chance between 0 and 1, such as 0.001")
-        if not (math.isfinite(self.noise) and self.noise >= 0):
-            raise UsageError(f"noise {self.noise!r}: give a ratio such as 0.01 for 1 %")
+        for name in ("tolerance", "noise", "drift"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{name} {value!r}: give a ratio such as 0.05 for 5 %")
+        if not (math.isfinite(self.catch) and self.catch >= self.tolerance):
+            raise UsageError(
+                f"catch {self.catch!r}: give a ratio from the tolerance {self.tolerance!r} up"
+            )
+        if not 0 < self.beta < 1:
+            raise UsageError(f"beta {self.beta!r}: give a chance between 0 and 1, such as 0.05")
+        if self.unpaired_starts < 1:
+            raise UsageError(f"unpaired_starts {self.unpaired_starts!r}: give a number from 1 up")
+        if not self.looks or self.looks[0] < 2 or sorted(set(self.looks)) != list(self.looks):  # noqa: PLR2004 - one pair shows no noise.
+            raise UsageError(f"looks {self.looks!r}: give rising numbers of pairs, such as (3, 5)")
+
+    @property
+    def tolerance_log(self) -> float:
+        """The tolerance as a distance of natural logarithms."""
+        return math.log1p(self.tolerance)
+
+    @property
+    def catch_log(self) -> float:
+        """What must be caught, as a distance of natural logarithms."""
+        return math.log1p(self.catch)
+
+    def widened(self, factor: float) -> Policy:
+        """The same for a statistic that is `factor` times as noisy."""
+        return replace(
+            self,
+            tolerance=self.tolerance * factor,
+            catch=self.catch * factor,
+            noise=self.noise * factor,
+            drift=self.drift * factor,
+        )
 
 
 def _policies(
@@ -56,50 +106,80 @@ def _policies(
         "steady_output_throughput": steady,
         "goodput": threshold,
         "goodput_share": threshold,
-        "failed_requests": Policy(tolerance=0.0),
+        # A count that is 0 in a sound engine has no noise, and one start is enough.
+        "failed_requests": Policy(tolerance=0.0, catch=0.0, unpaired_starts=1),
         "max_stall_ms": longest,
         "startup_s": startup,
     }
 
 
+def _cpu(tolerance: float, catch: float, *, noise: float, drift: float) -> Policy:
+    # Two starts: what is caught is so large that a third one adds little but minutes.
+    return Policy(tolerance=tolerance, catch=catch, noise=noise, drift=drift, unpaired_starts=2)
+
+
+def _gpu(tolerance: float, catch: float, *, noise: float) -> Policy:
+    return Policy(tolerance=tolerance, catch=catch, noise=noise, drift=noise / 2)
+
+
 POLICIES: Mapping[str, Mapping[str, Policy]] = {
-    # A shared machine of two cores: identical runs of 1-3 s differ by 5-15 %, and for a minute or
-    # so by 40 % where a neighbour on the host is busy.
+    # A shared machine of two cores: identical runs of 1-3 s differ by 5-15 %, sessions by as much
+    # again, and for a minute or so by 40 % where a neighbour on the host is busy.
     CPU: _policies(
-        ttft=Policy(tolerance=0.60, noise=0.09),
-        steady=Policy(tolerance=0.50, noise=0.07),
-        threshold=Policy(tolerance=0.80, noise=0.12),
-        longest=Policy(tolerance=1.00, noise=0.30),
+        ttft=_cpu(0.60, 1.20, noise=0.09, drift=0.10),
+        steady=_cpu(0.50, 1.00, noise=0.07, drift=0.10),
+        threshold=_cpu(0.80, 2.00, noise=0.12, drift=0.12),
+        longest=_cpu(1.00, 4.00, noise=0.30, drift=0.15),
         # The page cache decides how long imports and weights take.
-        startup=Policy(tolerance=1.00, noise=0.20),
+        startup=_cpu(1.00, 2.50, noise=0.20, drift=0.12),
     ),
     # A machine of its own: repeats differ by about 0.7 %, starts by about 1 %.
     GPU: _policies(
-        ttft=Policy(tolerance=0.05, noise=0.015),
-        steady=Policy(tolerance=0.03, noise=0.010),
-        threshold=Policy(tolerance=0.10, noise=0.030),
-        longest=Policy(tolerance=0.50, noise=0.150),
-        startup=Policy(tolerance=0.50, noise=0.100),
+        ttft=_gpu(0.05, 0.08, noise=0.015),
+        steady=_gpu(0.03, 0.05, noise=0.010),
+        threshold=_gpu(0.10, 0.15, noise=0.030),
+        longest=_gpu(0.50, 0.80, noise=0.150),
+        startup=_gpu(0.50, 0.80, noise=0.100),
     ),
 }
 """By kind of hardware and metric, for means and medians."""
+
+
+def _released(policy: Policy) -> Policy:
+    return replace(
+        policy,
+        tolerance=policy.tolerance / 2,
+        catch=policy.catch * 0.6,
+        unpaired_starts=2 * policy.unpaired_starts,
+        looks=(5, 10),
+    )
+
+
+RELEASE_POLICIES: Mapping[str, Mapping[str, Policy]] = {
+    CPU: POLICIES[CPU],
+    GPU: {
+        metric: _released(policy) if policy.tolerance else policy
+        for metric, policy in POLICIES[GPU].items()
+    },
+}
+"""For a release: half the tolerance, for about three times the starts; wants a baseline of ten. A
+shared CPU cannot give more than it gives every night."""
 
 TAIL_FACTOR: Mapping[str, float] = {"p90": 2.0, "p99": 3.0}
 """How many times the tolerance and noise of the median a tail takes."""
 
 
-def policy_for(hardware: str, metric_key: str) -> Policy:
+def policy_for(hardware: str, metric_key: str, *, release: bool = False) -> Policy:
     """The policy of a metric on a hardware class: `cpu`, or the name of a GPU such as `h200`.
 
     An unknown metric, or one without a better direction, raises UsageError.
     """
     metric, statistic = describe(metric_key)
     directed(metric_key, metric.direction)
-    policy = POLICIES[CPU if hardware == CPU else GPU][metric.key]
-    factor = TAIL_FACTOR.get(statistic or "", 1.0)
-    return Policy(
-        tolerance=policy.tolerance * factor, alpha=policy.alpha, noise=policy.noise * factor
-    )
+    table = RELEASE_POLICIES if release else POLICIES
+    policy = table[CPU if hardware == CPU else GPU][metric.key]
+    factor = TAIL_FACTOR.get(statistic or "")
+    return policy.widened(factor) if factor else policy
 
 
 def directed(key: str, direction: Direction | None) -> Direction:

@@ -246,6 +246,10 @@ class Outcome(enum.StrEnum):
     INVALID = "INVALID"
     RECORDED = "RECORDED"
     """`--baseline record`: stored, not judged."""
+    EXPECTED = "EXPECTED"
+    """REGRESSED by no more than a known regression that is on file."""
+    UNEXPECTED_PASS = "UNEXPECTED_PASS"  # noqa: S105 - a verdict
+    """Good, although a known regression is on file: the entry must go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +270,23 @@ class Verdict:
     """Bounds in the metric's unit; None: open on that side."""
     change: float | None = None
     """measured ÷ expected − 1."""
+    effect: float | None = None
+    """The same change, positive where it is for the better: −0.05 is a loss of 5 %."""
+    interval: tuple[float, float] | None = None
+    """Low and high end of the 95 % confidence interval of `effect`."""
+    p: float | None = None
+    """Chance of so bad a figure if the engine were no worse, looks taken into account."""
+    p_limit: float | None = None
+    """What `p` had to stay within to blame the engine."""
+    tolerance: float | None = None
+    """0.05: up to 1.05 times as bad was accepted."""
+    starts: int | None = None
+    """Fresh server starts of the engine under test that decided."""
+    paired: bool = False
+    """Held against starts of the old engine, taken in turns in the same session."""
+    visible: float | None = None
+    """INCONCLUSIVE: what the smallest loss is that could have been seen, as `tolerance` is given:
+    0.05 is 1.05 times as bad."""
     reason: str = ""
     """One sentence in plain words."""
     notes: tuple[str, ...] = ()
@@ -285,6 +306,14 @@ class CellResult:
     workload: str
     fingerprint: Fingerprint | None
     start: StartRecord | None
+    """The first one of the session."""
+    bought: tuple[StartRecord, ...] = ()
+    """Further fresh starts of the engine under test, made to settle a verdict."""
+    against: str | None = None
+    """The old engine, where the cell was measured on both in turns."""
+    old: tuple[StartRecord, ...] = ()
+    """Starts of the old engine, in order; `new` are those of the engine under test."""
+    new: tuple[StartRecord, ...] = ()
     discarded: tuple[Sample, ...] = ()
     """Repeats that were found invalid and measured again."""
     warmup_plays: int | None = None
@@ -297,7 +326,12 @@ class CellResult:
         """How messages name the cell: server and workload."""
         return f"{self.server}, {self.workload}"
 
+    @property
+    def starts(self) -> tuple[StartRecord, ...]:
+        """The fresh starts of the engine under test, those of an A/B apart."""
+        return () if self.start is None else (self.start, *self.bought)
+
     def values(self, metric: str) -> tuple[float | None, ...]:
-        """The metric in every valid repeat, in their order."""
+        """The metric in every valid repeat of the first start, in their order."""
         repeats = self.start.repeats if self.start is not None else ()
         return tuple(repeat.values.get(metric) for repeat in repeats)

@@ -1,11 +1,10 @@
-"""Estimators that the verdicts rest on: percentiles, log medians, and the noise between starts."""
+"""Estimators that the verdicts rest on: percentiles, log medians, variances, Student's t."""
 
 from __future__ import annotations
 
 import functools
 import math
 import statistics
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,24 +12,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PERCENTILE_FLOOR",
-    "PRIOR_DF",
-    "Comparison",
-    "compare",
+    "chi_square_quantile_above",
+    "f_above",
     "from_log",
     "half_range",
     "log_median",
     "percentile",
     "shrunk_variance",
+    "t_below",
     "t_quantile",
 ]
 
 PERCENTILE_FLOOR = {50: 1, 90: 64, 99: 662}
 """Fewest observations that a percentile is given for. Below them even the largest observation may
 lie under the true percentile too often (MLPerf inference rules, early stopping at 99 %)."""
-
-PRIOR_DF = 20
-"""What the noise table of a hardware class weighs against the stored starts, in degrees of
-freedom: with the usual 1 to 10 starts a cell's own spread alone would be a guess."""
 
 _SMALLEST = 1e-9
 """Stands for zero on the log scale; far below any latency in ms or rate per second."""
@@ -78,42 +73,23 @@ def t_quantile(probability: float, df: float) -> float:
     return float(stdtrit(df, probability))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """One start against stored starts, on the natural log scale."""
+def t_below(value: float, df: float) -> float:
+    """Chance that Student's t is at most `value`."""
+    from scipy.special import stdtr  # noqa: PLC0415 - as above.
 
-    measured_log: float
-    expected_log: float
-    resolution_log: float
-    """Smallest distance between the two that noise alone does not explain."""
-
-    @property
-    def distance_log(self) -> float:
-        """Measured minus expected; the logarithm of their ratio."""
-        return self.measured_log - self.expected_log
+    return float(stdtr(df, value))
 
 
-def compare(
-    repeats: Sequence[float],
-    starts: Sequence[Sequence[float]],
-    *,
-    noise: float,
-    alpha: float,
-) -> Comparison:
-    """Weigh one start's repeats against the repeats of stored starts.
+def f_above(ratio: float, df: float, df_below: float) -> float:
+    """Chance that the ratio of two estimates of one variance, on so many df each, is larger."""
+    from scipy.special import fdtrc  # noqa: PLC0415 - as above.
 
-    A start counts with the median of its repeats. The variance between starts is the stored
-    starts' own, shrunk towards `noise` (a standard deviation on the log scale) and never below
-    it: few starts agree by luck more often than a machine is quiet. `alpha` is one-sided.
-    """
-    medians = [log_median(values) for values in starts]
-    df = len(medians) - 1
-    own = statistics.variance(medians) if df else 0.0
-    shrunk = shrunk_variance(own, df, prior_variance=noise**2, prior_df=PRIOR_DF)
-    variance = max(shrunk, noise**2)
-    standard_error = math.sqrt(variance * (1 + 1 / len(medians)))
-    return Comparison(
-        measured_log=log_median(repeats),
-        expected_log=statistics.fmean(medians),
-        resolution_log=t_quantile(1 - alpha, PRIOR_DF + df) * standard_error,
-    )
+    return float(fdtrc(df, df_below, ratio))
+
+
+@functools.cache
+def chi_square_quantile_above(probability: float, df: float) -> float:
+    """What chi-square exceeds with this probability."""
+    from scipy.special import chdtri  # noqa: PLC0415 - as above.
+
+    return float(chdtri(df, probability))

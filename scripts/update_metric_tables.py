@@ -1,4 +1,4 @@
-"""Rewrite the tables of docs/metrics.md that are generated from the code."""
+"""Rewrite the tables of the documents that are generated from the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pytest_moeperf.validity import FINDINGS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "metrics.md"
+DOCS = Path(__file__).parent.parent / "docs"
+DOCUMENTS = (DOCS / "metrics.md", DOCS / "verdicts.md")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -47,7 +48,14 @@ def tables() -> dict[str, str]:
             ("code", "found when"), ((f"`{code}`", rule) for code, rule in FINDINGS.items())
         ),
         "policies": table(
-            ("metric", "tolerance, CPU", "noise, CPU", "tolerance, GPU", "noise, GPU"),
+            (
+                "metric",
+                *(
+                    f"{name}, {kind}"
+                    for kind in ("CPU", "GPU")
+                    for name in ("tolerance", "catch", "noise")
+                ),
+            ),
             (
                 (
                     f"`{key}`",
@@ -55,7 +63,7 @@ def tables() -> dict[str, str]:
                         f"{100 * ratio:g} %"
                         for hardware in (CPU, GPU)
                         for policy in (POLICIES[hardware][key],)
-                        for ratio in (policy.tolerance, policy.noise)
+                        for ratio in (policy.tolerance, policy.catch, policy.noise)
                     ),
                 )
                 for key in POLICIES[CPU]
@@ -65,15 +73,19 @@ def tables() -> dict[str, str]:
 
 
 def updated(text: str) -> str:
-    """Put every table between its two marks."""
-    for name, content in tables().items():
-        marked = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        replacement = rf"\g<1>{content}\n\g<2>"
-        text, count = re.subn(marked, replacement, text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"{DOCUMENT}: needs '<!-- table: {name} -->' and '<!-- end -->' once")
-    return text
+    """Put every table that a document has marks for between them."""
+    known = tables()
+
+    def table_of(marked: re.Match[str]) -> str:
+        name = marked["name"]
+        if name not in known:
+            raise SystemExit(f"no table is called {name!r}; there are {', '.join(known)}")
+        return f"<!-- table: {name} -->\n{known[name]}\n<!-- end -->"
+
+    marks = r"<!-- table: (?P<name>\w+) -->\n.*?<!-- end -->"
+    return re.sub(marks, table_of, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(updated(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for document in DOCUMENTS:
+        document.write_text(updated(document.read_text(encoding="utf-8")), encoding="utf-8")

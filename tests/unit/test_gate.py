@@ -3,32 +3,56 @@ from dataclasses import replace
 import pytest
 
 from pytest_moeperf import gate
-from pytest_moeperf.baseline import Baseline
-from pytest_moeperf.records import CellResult, Outcome, Sample, StartRecord, Verdict
+from pytest_moeperf.baseline import Baseline, EngineProvenance, KnownRegression
+from pytest_moeperf.judge import Need, Prior
+from pytest_moeperf.records import CellResult, Finding, Outcome, Sample, StartRecord, Verdict
+
+KEY = "tpot_ms.p50"
 
 
-def start(*values, speed=None, cores="2"):
+def start(*values, session="today", speed=None, cores="2"):
     environment = {"server_cores": cores}
     if speed is not None:
         environment[gate.SPEED] = speed
     return StartRecord(
         start_id="s",
-        session_id="s",
+        session_id=session,
         recorded_at="2026-11-22T00:00:00Z",
         startup_s=1.0,
         engine_version="0.32.0",
         environment=environment,
-        repeats=tuple(
-            Sample(seed=seed, values={"tpot_ms.p50": value}) for seed, value in enumerate(values)
-        ),
+        repeats=tuple(Sample(seed=seed, values={KEY: value}) for seed, value in enumerate(values)),
     )
 
 
 @pytest.fixture
-def judged(fingerprint):
-    """Judges a start against three stored ones of 20 ms."""
+def stored(fingerprint):
+    """Builds a baseline of starts of 20 ms, each in a session of its own."""
 
-    def judge(now, *, stored_speed=None, hardware="cpu", **differing):
+    def store(*, starts=3, speed=None, **changes):
+        fields = {
+            "cell": "serving/c",
+            "fingerprint": fingerprint,
+            "starts": tuple(
+                start(20.0, 20.1, 19.9, session=f"s{number}", speed=speed)
+                for number in range(starts)
+            ),
+            "engine": EngineProvenance(distribution="vllm", version="0.32.0"),
+            "created": "2026-11-22T00:00:00Z",
+            "expires": "2027-02-20",
+            "tool": "0.1.0",
+        }
+        return Baseline(**{**fields, **changes})
+
+    return store
+
+
+@pytest.fixture
+def assessed(fingerprint, stored):
+    """Judges two equal starts against three stored ones of 20 ms."""
+
+    def judge(now, *, baseline=None, hardware="cpu", old=(), new=(), starts=2, **options):
+        differing = options.pop("differing", {})
         cell = CellResult(
             cell="serving/c",
             test="t",
@@ -37,18 +61,22 @@ def judged(fingerprint):
             workload="w",
             fingerprint=replace(fingerprint, **differing),
             start=now,
+            bought=(now,) * (starts - 1),
+            old=tuple(old),
+            new=tuple(new),
         )
-        stored = Baseline(
-            cell="serving/c",
-            fingerprint=fingerprint,
-            starts=tuple(start(20.0, 20.1, 19.9, speed=stored_speed) for _ in range(3)),
-            created="2026-11-22T00:00:00Z",
-            tool="0.1.0",
+        options.setdefault("p_limit", 0.001)
+        return gate.judge_metric(
+            cell, KEY, stored=baseline or stored(), hardware=hardware, **options
         )
-        (verdict,) = gate.judge_cell(cell, ["tpot_ms.p50"], stored=stored, hardware=hardware)
-        return verdict
 
     return judge
+
+
+@pytest.fixture
+def judged(assessed):
+    """Only the verdict."""
+    return lambda *args, **options: assessed(*args, **options).verdict
 
 
 def test_twice_as_slow_is_a_regression_that_names_what_differs(judged):
@@ -61,35 +89,162 @@ def test_twice_as_slow_is_a_regression_that_names_what_differs(judged):
 
 
 def test_the_same_figure_passes(judged):
-    assert judged(start(20.0, 20.2, 19.8)).outcome is Outcome.PASS
+    assert judged(start(20.0, 20.2, 19.8), starts=1).outcome is Outcome.PASS
 
 
-def test_a_machine_that_copies_half_as_fast_is_to_blame_itself(judged):
-    verdict = judged(start(40.0, 40.5, 39.5, speed="7.0"), stored_speed="14.0")
+def test_one_slow_start_asks_for_another(assessed):
+    assert assessed(start(40.0), starts=1).need is Need.START
+
+
+def test_repeats_that_were_discarded_count_for_nothing(judged):
+    slow = Sample(
+        seed=9, values={KEY: 900.0}, findings=(Finding(code="preemptions", message="full"),)
+    )
+    now = start(20.0)
+    assert judged(replace(now, repeats=(slow, *now.repeats, slow)), starts=1).outcome == "PASS"
+
+
+def test_a_machine_that_copies_half_as_fast_is_to_blame_itself(judged, stored):
+    verdict = judged(start(40.0, 40.5, 39.5, speed="7.0"), baseline=stored(speed="14.0"))
     assert verdict.outcome is Outcome.ENV_DRIFT
     assert "copies memory at 7.0 GiB/s today, 14.0 GiB/s when" in verdict.reason
 
 
-@pytest.mark.parametrize("stored_speed", ["fast", "nan", "inf", "-1", "0", None])
-def test_a_stored_speed_that_is_no_speed_excuses_nothing(judged, stored_speed):
-    verdict = judged(start(40.0, 40.5, 39.5, speed="7.0"), stored_speed=stored_speed)
+@pytest.mark.parametrize("speed", ["fast", "nan", "inf", "-1", "0", None])
+def test_a_stored_speed_that_is_no_speed_excuses_nothing(judged, stored, speed):
+    verdict = judged(start(40.0, 40.5, 39.5, speed="7.0"), baseline=stored(speed=speed))
     assert verdict.outcome is Outcome.REGRESSED
 
 
-def test_a_machine_that_is_as_fast_as_ever_is_not_to_blame(judged):
-    verdict = judged(start(40.0, 40.5, 39.5, speed="13.5"), stored_speed="14.0")
+def test_a_machine_that_is_as_fast_as_ever_is_not_to_blame(judged, stored):
+    verdict = judged(start(40.0, 40.5, 39.5, speed="13.5"), baseline=stored(speed="14.0"))
     assert verdict.outcome is Outcome.REGRESSED
 
 
-def test_a_gpu_is_not_excused_by_the_memory_of_its_host(judged):
-    verdict = judged(start(40.0, 40.5, 39.5, speed="7.0"), stored_speed="14.0", hardware="h200")
+def test_a_gpu_is_not_excused_by_the_memory_of_its_host(judged, stored):
+    now = start(40.0, 40.5, 39.5, speed="7.0")
+    verdict = judged(now, baseline=stored(speed="14.0"), hardware="h200", starts=5)
     assert verdict.outcome is Outcome.REGRESSED
+
+
+def test_an_a_b_is_not_excused_by_a_slow_machine(judged, stored):
+    slow, usual = start(60.0, speed="7.0", cores="1"), start(20.0, speed="7.0")
+    verdict = judged(slow, baseline=stored(speed="14.0"), old=[usual] * 3, new=[slow] * 3)
+    assert (verdict.outcome, verdict.paired) == (Outcome.REGRESSED, True)
+    assert len(verdict.notes) == 1
+    assert verdict.notes[0].startswith("the server may run on 1 core today")
 
 
 def test_another_machine_is_incomparable_and_the_field_is_named(judged):
-    verdict = judged(start(40.0), cpu_cores=4)
+    verdict = judged(start(40.0), differing={"cpu_cores": 4})
     assert verdict.outcome is Outcome.INCOMPARABLE
     assert "usable CPU cores is 4 here and 2 in the baseline" in verdict.reason
+
+
+def test_on_another_machine_the_old_engine_judges_alone(assessed):
+    waiting = assessed(start(20.0), differing={"cpu_cores": 4}, can_pair=True)
+    assert (waiting.verdict.outcome, waiting.need) == (Outcome.INCOMPARABLE, Need.PAIR)
+    arms = {"old": [start(10.0)] * 3, "new": [start(20.0)] * 3}
+    found = assessed(start(20.0), differing={"cpu_cores": 4}, **arms)
+    assert (found.verdict.outcome, found.verdict.paired) == (Outcome.REGRESSED, True)
+
+
+def test_an_expired_baseline_is_none(judged, stored):
+    old = stored(expires="2026-11-21")
+    verdict = judged(start(20.0), baseline=old, date="2026-11-22")
+    assert verdict.outcome is Outcome.NO_BASELINE
+    assert verdict.reason == (
+        "tpot_ms.p50 is 20.0 ms and has no baseline: the stored one expired on 2026-11-21; run "
+        "`moeperf baseline refresh`"
+    )
+    assert judged(start(20.0), baseline=old, date="2026-11-21").outcome is Outcome.PASS
+    assert judged(start(20.0), baseline=old).outcome is Outcome.PASS
+
+
+def test_a_cell_without_a_baseline_says_so(fingerprint):
+    cell = CellResult(
+        cell="c",
+        test="t",
+        server="s",
+        engine="e",
+        workload="w",
+        fingerprint=fingerprint,
+        start=start(20.0),
+    )
+    found = gate.judge_metric(cell, KEY, stored=None, hardware="cpu", p_limit=0.001)
+    assert (found.verdict.outcome, found.need) == (Outcome.NO_BASELINE, None)
+
+
+def test_a_cell_without_a_start_is_invalid(fingerprint, stored):
+    cell = CellResult(
+        cell="c",
+        test="t",
+        server="s",
+        engine="e",
+        workload="w",
+        fingerprint=fingerprint,
+        start=None,
+    )
+    found = gate.judge_metric(cell, KEY, stored=stored(), hardware="cpu", p_limit=0.001)
+    assert (found.verdict.outcome, found.verdict.notes) == (Outcome.INVALID, ())
+
+
+@pytest.fixture
+def known(stored):
+    """A baseline with a loss of half on file."""
+    entry = KnownRegression(
+        metric=KEY,
+        reason="fused MoE kernel is slow on CPU",
+        issue="https://example.org/1",
+        expires="2026-12-31",
+        extent=0.55,
+    )
+    return stored(known=(entry,), expires="2027-01-31")
+
+
+def test_a_loss_that_is_on_file_is_expected(judged, known):
+    verdict = judged(start(40.0), baseline=known, date="2026-12-31")
+    assert verdict.outcome is Outcome.EXPECTED
+    assert verdict.reason.endswith(
+        "; a known regression until 2026-12-31: fused MoE kernel is slow on CPU "
+        "(https://example.org/1)"
+    )
+
+
+def test_a_loss_beyond_what_is_on_file_is_a_regression(judged, known):
+    verdict = judged(start(60.0), baseline=known, date="2026-12-31")
+    assert verdict.outcome is Outcome.REGRESSED
+    assert "; more than the known regression of 55 %: fused MoE" in verdict.reason
+
+
+def test_an_entry_past_its_date_excuses_nothing(judged, known):
+    assert judged(start(40.0), baseline=known, date="2027-01-01").outcome is Outcome.REGRESSED
+
+
+def test_a_loss_on_file_that_is_gone_must_go(judged, known):
+    verdict = judged(start(20.0), baseline=known, date="2026-12-31")
+    assert verdict.outcome is Outcome.UNEXPECTED_PASS
+    assert "; but a regression is on file, which must go now that it is over: " in verdict.reason
+
+
+def test_what_is_on_file_does_not_settle_a_doubt(assessed, known):
+    found = assessed(start(40.0), baseline=known, date="2026-12-31", starts=1)
+    assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.START)
+
+
+def test_the_noise_of_many_cells_is_their_prior(stored):
+    quiet = [start(20.0, session="a"), start(20.2, session="a"), start(20.1, session="a")]
+    cells = [stored(starts=0) for _ in range(12)]
+    cells = [replace(each, starts=tuple(quiet)) for each in cells]
+    prior = gate.prior_for(cells, KEY, hardware="h200")
+    # Three starts half a percent apart: a variance of 0.000025, in all cells alike.
+    assert prior.df == 60
+    assert prior.variance == pytest.approx(2.5e-5 * 1.78107, rel=0.01)
+
+
+def test_too_few_cells_leave_the_table_in_force(stored):
+    prior = gate.prior_for([stored(), stored()], KEY, hardware="cpu")
+    assert prior == Prior(pytest.approx(0.07**2), 20)
 
 
 def cell(*outcomes, invalid=False):

@@ -51,12 +51,14 @@ def test_quantity_writes_three_significant_digits(value, unit, text):
     assert quantity(value, unit) == text
 
 
-def test_the_tables_in_the_documentation_are_current():
+@pytest.mark.parametrize("document", ["metrics.md", "verdicts.md"])
+def test_the_tables_in_the_documentation_are_current(document):
     script = runpy.run_path(str(ROOT / "scripts" / "update_metric_tables.py"))
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    assert "<!-- table: " in text
     assert script["updated"](text) == text, "run python scripts/update_metric_tables.py"
 
 
 def test_the_documentation_explains_every_verdict():
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "verdicts.md").read_text(encoding="utf-8")
     assert [outcome for outcome in Outcome if f"| `{outcome}` |" not in text] == []

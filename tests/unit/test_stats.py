@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,31 +59,11 @@ def test_t_quantile_matches_printed_tables():
     assert stats.t_quantile(0.99, 4) == pytest.approx(3.747, abs=5e-4)
 
 
-def test_compare_with_one_stored_start_rests_on_the_noise_table():
-    result = stats.compare([22.0], [[20.0]], noise=0.05, alpha=0.001)
-    assert result.distance_log == pytest.approx(math.log(1.1))
-    # One start on each side: t(0.999, 20 df) * 0.05 * sqrt(2).
-    assert result.resolution_log == pytest.approx(3.5518 * 0.05 * math.sqrt(2), rel=1e-4)
+def test_t_below_is_the_inverse_of_the_quantile():
+    assert stats.t_below(3.5518, 20) == pytest.approx(0.999, abs=1e-5)
+    assert stats.t_below(0.0, 3.7) == pytest.approx(0.5)
 
 
-def test_compare_sees_finer_with_more_stored_starts():
-    one = stats.compare([1.0], [[1.0]], noise=0.05, alpha=0.001)
-    five = stats.compare([1.0], [[1.0]] * 5, noise=0.05, alpha=0.001)
-    # The same noise, sqrt(1 + 1/5) instead of sqrt(1 + 1), and 24 degrees of freedom.
-    assert five.resolution_log == pytest.approx(3.4668 * 0.05 * math.sqrt(1.2), rel=1e-4)
-    assert five.resolution_log < one.resolution_log
-
-
-def test_compare_sees_coarser_where_stored_starts_scatter():
-    calm = stats.compare([1.0], [[1.0], [1.0], [1.0]], noise=0.01, alpha=0.001)
-    wild = stats.compare([1.0], [[0.8], [1.0], [1.25]], noise=0.01, alpha=0.001)
-    # Variance log(1.25)^2 with 2 df against 0.0001 with 20 df.
-    variance = (20 * 0.0001 + 2 * math.log(1.25) ** 2) / 22
-    expected = stats.t_quantile(0.999, 22) * math.sqrt(variance * 4 / 3)
-    assert wild.resolution_log == pytest.approx(expected)
-    assert wild.resolution_log > 5 * calm.resolution_log
-
-
-def test_compare_counts_a_start_by_the_median_of_its_repeats():
-    result = stats.compare([21.0, 20.0, 95.0], [[10.0, 11.0, 70.0]], noise=0.1, alpha=0.01)
-    assert result.distance_log == pytest.approx(math.log(21 / 11))
+def test_f_above_matches_printed_tables():
+    # 7.096 for 0.1 % with 4 and 20 degrees of freedom.
+    assert stats.f_above(7.096, 4, 20) == pytest.approx(0.001, rel=1e-3)
