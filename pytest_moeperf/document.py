@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,16 +19,20 @@ from pytest_moeperf.records import Finding, Fingerprint, Sample, StartRecord
 from pytest_moeperf.redaction import is_secret_name
 
 __all__ = [
+    "Line",
     "finding_document",
     "fingerprint_document",
     "parse",
     "printable",
+    "public_environment",
     "read_fingerprint",
     "read_start",
+    "read_start_line",
     "render",
     "rounded",
     "samples_document",
     "start_document",
+    "start_line",
     "stored_form",
     "validate",
 ]
@@ -40,8 +45,14 @@ _ENTRIES_ON_A_LINE = 3
 _QUOTED_CHARACTERS = 60
 _MESSAGE_CHARACTERS = 200
 _REDACTED = "(redacted)"
+_BEGUN_WORD = re.compile(r"[a-z.+-]{0,4}\s*")
+"""What may be left of a word or number of JSON where a file was cut off."""
 _LONGEST_TEXT = 500
 """As the schemas allow."""
+
+
+class Line(dict[str, Any]):
+    """An object that is written on one line, in its own order, however long it is."""
 
 
 def rounded(value: float | None) -> float | None:
@@ -60,13 +71,15 @@ def rounded(value: float | None) -> float | None:
 def render(document: object) -> str:
     """Canonical JSON, made for diffs: sorted keys, LF, a newline at the end.
 
-    A list of scalars is one line, and so is an object of at most three scalars; everything else
-    has an item a line. ASCII, so that a reviewer sees every character.
+    A list of scalars is one line, and so are an object of at most three scalars and a `Line`;
+    everything else has an item a line. ASCII, so that a reviewer sees every character.
     """
     return _rendered(document, indent="") + "\n"
 
 
 def _rendered(value: object, *, indent: str) -> str:
+    if isinstance(value, Line):
+        return json.dumps(value, allow_nan=False)
     if _fits_a_line(value):
         return json.dumps(value, sort_keys=True, allow_nan=False)
     inner = indent + "  "
@@ -106,12 +119,19 @@ def parse(text: str, *, source: str) -> Any:
                 raise BaselineError(f"{source}: {shown} is not a finite number")
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
-        raise BaselineError(f"{source}: {place}: not JSON: {error.msg}") from error
+        hint = "; it ends in the middle, so restore the file" if _is_cut(text, error) else ""
+        raise BaselineError(f"{source}: {place}: not JSON: {error.msg}{hint}") from error
     except RecursionError as error:
         raise BaselineError(f"{source}: not a baseline: nested too deeply") from error
     except ValueError as error:
         raise BaselineError(f"{source}: not JSON: {error}") from error
     return document
+
+
+def _is_cut(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether the text was fine as far as it goes: the error is within its last word."""
+    ends_there = _BEGUN_WORD.fullmatch(text, error.pos) is not None
+    return error.pos > 0 and (ends_there or error.msg.startswith("Unterminated"))
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -240,14 +260,19 @@ def _read_samples(document: Mapping[str, Any]) -> tuple[Sample, ...]:
     )
 
 
+def public_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables as files may hold them: no secrets, one line each, not too long."""
+    return {
+        name: _REDACTED if is_secret_name(name) else printable(value)[:_LONGEST_TEXT]
+        for name, value in environment.items()
+    }
+
+
 def start_document(start: StartRecord) -> dict[str, Any]:
     """All fields: figures rounded, the environment's secrets replaced, its values on one line."""
     return {
         "engine_version": start.engine_version,
-        "environment": {
-            name: _REDACTED if is_secret_name(name) else printable(value)[:_LONGEST_TEXT]
-            for name, value in start.environment.items()
-        },
+        "environment": public_environment(start.environment),
         "recorded_at": start.recorded_at,
         "repeats": samples_document(start.repeats),
         "session_id": start.session_id,
@@ -261,6 +286,42 @@ def read_start(document: Mapping[str, Any]) -> StartRecord:
     return StartRecord(**{**document, "repeats": _read_samples(document["repeats"])})
 
 
+def start_line(start: StartRecord) -> Line:
+    """A start as one line of a baseline, what a reviewer looks for first.
+
+    The engine's version stands once in the file, and what no repeat measured is left out.
+    """
+    document = start_document(start)
+    repeats = document["repeats"]
+    values = repeats["values"]
+    return Line(
+        recorded_at=start.recorded_at,
+        session_id=start.session_id,
+        start_id=start.start_id,
+        startup_s=document["startup_s"],
+        seeds=repeats["seeds"],
+        values={
+            metric: values[metric]
+            for metric in sorted(values)
+            if any(value is not None for value in values[metric])
+        },
+        environment=dict(sorted(document["environment"].items())),
+    )
+
+
+def read_start_line(document: Mapping[str, Any], *, engine_version: str | None) -> StartRecord:
+    """Inverse of `start_line`, for a document that the schema allows."""
+    return StartRecord(
+        start_id=document["start_id"],
+        session_id=document["session_id"],
+        recorded_at=document["recorded_at"],
+        startup_s=document["startup_s"],
+        engine_version=engine_version,
+        environment=document["environment"],
+        repeats=_read_samples(document),
+    )
+
+
 def stored_form(start: StartRecord) -> StartRecord:
     """The start as it reads back: rounded, every repeat with every metric, without secrets."""
-    return read_start(start_document(start))
+    return read_start_line(start_line(start), engine_version=start.engine_version)

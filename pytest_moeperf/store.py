@@ -1,32 +1,41 @@
 """Baselines on disk: read, queue what is recorded, write once.
 
 A file is replaced as a whole or not at all, and a flush first stages every file and only then
-replaces the first one, so a full disk leaves all old files as they were.
+replaces the first one, so a full disk leaves all old files as they were. Who writes holds the
+lock of the folder and reads the files anew, so that two sessions lose nothing of each other.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import json
 import os
 import re
-import secrets
 import stat
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from pytest_moeperf.baseline import Baseline, Gate, Recording, decode, encode
+from pytest_moeperf.baseline import Baseline, Gate, Recording
+from pytest_moeperf.baseline_format import decode, encode
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import BaselineError, StorageError, UsageError
+from pytest_moeperf.files import (
+    append_text,
+    ensure_writable,
+    locked,
+    reason_of,
+    write_all,
+    write_text_atomic,
+)
+from pytest_moeperf.waiver import Waiver, decode_waivers, encode_waivers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
+    "WAIVERS",
     "Baseline",
     "BaselineWriter",
     "Change",
@@ -34,14 +43,23 @@ __all__ = [
     "Recording",
     "append_text",
     "baseline_path",
+    "decoded",
     "ensure_writable",
     "find",
     "load",
     "load_placed",
+    "locked",
     "read",
+    "read_waivers",
+    "remove",
     "schema",
+    "write_baselines",
     "write_text_atomic",
+    "write_waivers",
 ]
+
+WAIVERS = "waivers.json"
+"""The one file below a folder of baselines that is none."""
 
 _MAX_BYTES = 4 * 1024 * 1024
 """Ten starts of a hundred metrics and ten repeats are below 200 kB."""
@@ -64,10 +82,16 @@ def baseline_path(root: Path, *, hardware: str, engine: str, cell: str) -> Path:
 
 @functools.cache
 def schema(name: str) -> Mapping[str, Any]:
-    """A JSON Schema that ships with the package: `baseline-1` or `run-1`."""
+    """A JSON Schema that ships with the package: `baseline-2`, `waivers-1` or `run-1`."""
     text = resources.files("pytest_moeperf").joinpath("schemas", f"{name}.json").read_text("utf-8")
     document: dict[str, Any] = json.loads(text)
     return document
+
+
+def decoded(text: str, *, source: str) -> Baseline:
+    """The baseline in a text of any format so far; BaselineError begins with `source`."""
+    schemas = {version: schema(f"baseline-{version}") for version in (1, 2)}
+    return decode(text, source=source, schemas=schemas)
 
 
 def read(path: Path) -> Baseline | None:
@@ -75,7 +99,7 @@ def read(path: Path) -> Baseline | None:
     text = _read_text(path)
     if text is None:
         return None
-    return decode(text, source=printable(str(path)), schema=schema("baseline-1"))
+    return decoded(text, source=printable(str(path)))
 
 
 def load(path: Path, *, cell: str) -> Baseline | None:
@@ -111,7 +135,53 @@ def find(root: Path) -> tuple[Path, ...]:
     """Every baseline file below `root`, sorted; UsageError where there is no such folder."""
     if not root.is_dir():
         raise UsageError(f"no folder {printable(str(root))}: give the one that holds baselines")
-    return tuple(sorted(root.rglob("*.json")))
+    return tuple(sorted(path for path in root.rglob("*.json") if path != root / WAIVERS))
+
+
+def read_waivers(root: Path) -> tuple[Waiver, ...]:
+    """What `waivers.json` excuses; nothing where there is no such file."""
+    text = _read_text(root / WAIVERS)
+    if text is None:
+        return ()
+    source = printable(str(root / WAIVERS))
+    return decode_waivers(text, source=source, schema=schema("waivers-1"))
+
+
+def write_waivers(root: Path, waivers: Sequence[Waiver]) -> None:
+    """Replace `waivers.json`; without any it is removed."""
+    if waivers:
+        write_all({root / WAIVERS: encode_waivers(waivers)}, below=root)
+    else:
+        remove(root, [root / WAIVERS])
+
+
+def write_baselines(root: Path, baselines: Iterable[Baseline]) -> None:
+    """Write each to its place, all or, where one cannot be staged, none."""
+    texts = {}
+    for baseline in baselines:
+        path = baseline_path(
+            root,
+            hardware=baseline.fingerprint.hardware,
+            engine=baseline.fingerprint.engine,
+            cell=baseline.cell,
+        )
+        texts[path] = _checked_text(baseline, path)
+    write_all(texts, below=root)
+
+
+def remove(root: Path, paths: Iterable[Path]) -> None:
+    """Delete files below `root`, and the folders that they leave empty."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+            folder = path.parent
+            while folder != root and not any(folder.iterdir()):
+                folder.rmdir()
+                folder = folder.parent
+        except OSError as error:
+            raise StorageError(
+                f"cannot remove {printable(str(path))}: {reason_of(error)}"
+            ) from error
 
 
 def _read_text(path: Path) -> str | None:
@@ -126,7 +196,7 @@ def _read_text(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"cannot read {shown}: {_reason(error)}") from error
+        raise StorageError(f"cannot read {shown}: {reason_of(error)}") from error
     if len(content) > _MAX_BYTES:
         raise BaselineError(f"{shown}: larger than {_MAX_BYTES // 1024**2} MiB, not a baseline")
     try:
@@ -193,8 +263,11 @@ class BaselineWriter:
 
     def flush(self) -> tuple[Change, ...]:
         """Write all files or, where one cannot be staged, none; StorageError says why."""
-        changes = self.changes()
-        _write_all({change.path: change.after for change in changes}, below=self.root)
+        if not self._queue:
+            return ()
+        with locked(self.root):
+            changes = self.changes()
+            write_all({change.path: change.after for change in changes}, below=self.root)
         self._queue.clear()
         self._joined.clear()
         return changes
@@ -215,9 +288,7 @@ def _join(base: Baseline | None, recording: Recording, path: Path) -> Baseline:
 
 
 def _change(path: Path, before: Baseline | None, after: Baseline) -> Change:
-    text = encode(after)
-    # What cannot be read back must not replace what can.
-    decode(text, source=printable(str(path)), schema=schema("baseline-1"))
+    text = _checked_text(after, path)
     return Change(
         path=path,
         cell=after.cell,
@@ -228,82 +299,8 @@ def _change(path: Path, before: Baseline | None, after: Baseline) -> Change:
     )
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace the file as a whole, folders made as needed; StorageError leaves the old one."""
-    _write_all({path: text})
-
-
-def append_text(path: Path, text: str) -> None:
-    """Add to a file that others write to as well, such as a CI job's summary."""
-    with _explained(path), path.open("a", encoding="utf-8") as file:
-        file.write(text)
-
-
-def ensure_writable(folder: Path) -> None:
-    """Raise StorageError now rather than after the measurement; leaves an empty folder at most."""
-    with _explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _staged(folder / "probe", "").unlink()
-
-
-def _write_all(texts: Mapping[Path, str], *, below: Path | None = None) -> None:
-    staged: dict[Path, Path] = {}
-    try:
-        for path, text in texts.items():
-            with _explained(path):
-                _check_inside(path, below)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                staged[path] = _staged(path, text)
-        for path in texts:
-            with _explained(path):
-                staged[path].replace(path)
-                del staged[path]
-    finally:
-        for leftover in staged.values():
-            leftover.unlink(missing_ok=True)
-
-
-def _check_inside(path: Path, root: Path | None) -> None:
-    # A pull request can add a folder that is a link to elsewhere.
-    if root is not None and not path.parent.resolve().is_relative_to(root.resolve()):
-        raise StorageError(
-            f"cannot write {printable(str(path))}: a link leads out of {printable(str(root))}"
-        )
-
-
-def _staged(path: Path, text: str) -> Path:
-    """A sibling of `path` with the text safely on disk; removed again if that fails."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # Not tempfile: its files are private, and these are for everyone whom the umask allows.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-            file.write(text.encode())
-            file.flush()
-            os.fsync(descriptor)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write {printable(str(path))}: {_reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return "the disk is full; free some space and run again"
-        case errno.EACCES | errno.EPERM:
-            return "no permission"
-        case errno.EROFS:
-            return "the file system is read-only"
-        case errno.ENOTDIR | errno.EEXIST:
-            return "a file is in the place of one of its folders"
-        case _:
-            return error.strerror or type(error).__name__
+def _checked_text(baseline: Baseline, path: Path) -> str:
+    """The text of a file: what cannot be read back must not replace what can."""
+    text = encode(baseline)
+    decoded(text, source=printable(str(path)))
+    return text

@@ -1,19 +1,26 @@
 """Baselines on a real file system."""
 
 import errno
+import fcntl
 import json
 import os
+import pickle
 import shutil
+import signal
 import stat
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from pytest_moeperf import store
-from pytest_moeperf.baseline import Baseline, encode
+from pytest_moeperf.baseline import Baseline
+from pytest_moeperf.baseline_format import encode
 from pytest_moeperf.errors import BaselineError, StorageError, UsageError
 from pytest_moeperf.records import Finding, Sample
+from pytest_moeperf.waiver import Waiver
 
 CELL = "serving/mini-moe.closed-c1-isl32-osl48-n8"
 
@@ -205,6 +212,175 @@ def test_a_start_that_another_session_added_meanwhile_is_kept(
     ours.flush()
     stored = store.load(path, cell=CELL)
     assert [start.start_id for start in stored.starts] == ["theirs", "ours"]
+
+
+def test_two_sessions_that_write_at_once_lose_nothing(root, path, make_recording, make_start):
+    """Processes, as the lock is the system's; each waits for the others to be ready."""
+    code = (
+        "import pickle, sys\n"
+        "from pathlib import Path\n"
+        "from pytest_moeperf import store\n"
+        "root, recordings = pickle.loads(sys.stdin.buffer.read())\n"
+        "for recording in recordings:\n"
+        "    writer = store.BaselineWriter(Path(root))\n"
+        "    writer.add(recording)\n"
+        "    writer.flush()\n"
+    )
+    names = [[f"{process}-{number}" for number in range(3)] for process in "abc"]
+    processes = []
+    for starts in names:
+        recordings = [make_recording(start=make_start(name)) for name in starts]
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+        processes.append((process, pickle.dumps((str(root), recordings))))
+    for process, _ in processes:
+        assert process.poll() is None
+    for process, given in processes:
+        process.stdin.write(given)
+        process.stdin.close()
+    assert [process.wait(60) for process, _ in processes] == [0, 0, 0]
+    stored = store.load(path, cell=CELL)
+    assert sorted(start.start_id for start in stored.starts) == sorted(
+        name for each in names for name in each
+    )
+    assert files(root) == [f"cpu/vllm/{CELL}.json"]
+
+
+def test_who_writes_waits_for_who_holds_the_folder(root, recorded, make_recording, make_start):
+    writer = store.BaselineWriter(root)
+    writer.add(make_recording(start=make_start("start-2")))
+    with store.locked(root):
+        waiting = threading.Thread(target=writer.flush)
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        assert len(store.read(recorded).starts) == 1
+    waiting.join(10)
+    assert len(store.read(recorded).starts) == 2
+
+
+def test_a_network_file_system_without_locks_is_written_all_the_same(
+    root, recorded, make_recording, make_start, monkeypatch
+):
+    def unsupported(*_):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    writer = store.BaselineWriter(root)
+    writer.add(make_recording(start=make_start("start-2")))
+    writer.flush()
+    assert len(store.read(recorded).starts) == 2
+
+
+def test_a_lock_that_fails_for_another_reason_is_told(root, monkeypatch):
+    def failed(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", failed)
+    with (
+        pytest.raises(StorageError, match=r"cannot write .*baselines: Input/output error"),
+        store.locked(root),
+    ):
+        pass
+
+
+def test_what_cannot_be_removed_is_explained(root, recorded):
+    with pytest.raises(StorageError, match=r"cannot remove .*serving: "):
+        store.remove(root, [recorded.parent])
+
+
+def test_only_our_own_leftovers_are_removed(root, recorded, make_recording, make_start):
+    ours, theirs = recorded.with_name(".x.json.0123abcd.tmp"), recorded.with_name(".notes.tmp")
+    ours.touch()
+    theirs.touch()
+    with store.locked(root):
+        assert not ours.exists()
+    assert theirs.exists()
+
+
+@pytest.mark.parametrize("when", ["fsync", "replace"])
+def test_a_kill_in_the_middle_of_a_write_leaves_every_file_whole(
+    root, recorded, make_recording, make_start, when
+):
+    """SIGKILL, which nothing can tidy up after; the next writer does."""
+    before = recorded.read_text()
+    place = {"fsync": "os.fsync", "replace": "Path.replace"}[when]
+    code = (
+        "import os, pickle, signal, sys\n"
+        "from pathlib import Path\n"
+        "from pytest_moeperf import store\n"
+        "root, recordings = pickle.loads(sys.stdin.buffer.read())\n"
+        "writer = store.BaselineWriter(Path(root))\n"
+        "for recording in recordings:\n"
+        "    writer.add(recording)\n"
+        f"{place} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "writer.flush()\n"
+    )
+    recordings = [
+        make_recording(start=make_start("start-2")),
+        make_recording(cell="serving/zz"),
+    ]
+    died = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((str(root), recordings)),
+        check=False,
+        timeout=60,
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert recorded.read_text() == before
+    assert any(name.endswith(".tmp") for name in files(root))
+    assert [baseline.cell for baseline in map(store.read, store.find(root))] == [CELL]
+    writer = store.BaselineWriter(root)
+    for recording in recordings:
+        writer.add(recording)
+    writer.flush()
+    assert files(root) == [f"cpu/vllm/{CELL}.json", "cpu/vllm/serving/zz.json"]
+
+
+def test_a_file_of_version_1_is_extended_as_version_2(root, path, make_recording, make_start):
+    path.parent.mkdir(parents=True)
+    shutil.copy(Path(__file__).parents[1] / "data" / "baseline-1.json", path)
+    writer = store.BaselineWriter(root)
+    writer.add(make_recording(start=make_start("start-3")))
+    [change] = writer.flush()
+    assert change.label == f"2 → 3 starts: {path}"
+    assert json.loads(path.read_text())["schema"] == 2
+    assert store.read(path).repeats("tpot_ms.p50")[0] == (31.4159, 31.5)
+
+
+def test_a_truncated_file_is_refused_and_left(root, recorded, make_recording, make_start):
+    text = recorded.read_text()
+    recorded.write_text(text[: len(text) // 2])
+    writer = store.BaselineWriter(root)
+    with pytest.raises(BaselineError, match="it ends in the middle, so restore the file"):
+        writer.add(make_recording(start=make_start("start-2")))
+    assert recorded.read_text() == text[: len(text) // 2]
+
+
+def test_waivers_are_no_baseline(root, recorded):
+    waiver = Waiver(
+        baseline=f"cpu/vllm/{CELL}",
+        metric=None,
+        rule="removed",
+        reason="r",
+        owner="o",
+        issue="https://example.org/1",
+        expires="2026-02-01",
+    )
+    assert store.read_waivers(root) == ()
+    store.write_waivers(root, [waiver])
+    assert store.read_waivers(root) == (waiver,)
+    assert store.find(root) == (recorded,)
+    store.write_waivers(root, [])
+    assert files(root) == [f"cpu/vllm/{CELL}.json"]
+
+
+def test_a_removed_baseline_leaves_no_empty_folder(root, recorded, make_recording):
+    store.write_baselines(root, [Baseline.begun(make_recording(cell="moe/other"))])
+    store.remove(root, [recorded])
+    assert files(root) == ["cpu/vllm/moe/other.json"]
+    assert not recorded.parent.exists()
+    store.remove(root, [root / "cpu/vllm/moe/other.json"])
+    assert list(root.iterdir()) == []
 
 
 def test_every_file_ends_as_everyone_may_read_it(recorded):
