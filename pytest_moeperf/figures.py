@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Integers = npt.NDArray[np.int64]
 
-__all__ = ["PLATEAU_SHARE", "Window", "compute", "steady_window"]
+__all__ = ["PLATEAU_SHARE", "Window", "compute", "silence_ms", "steady_window"]
 
 _NS_PER_MS = 1e6
 _NS_PER_S = 1e9
@@ -57,6 +57,26 @@ def compute(
         else:
             values[metric.key] = _FIGURES[metric.key](run)
     return values
+
+
+def silence_ms(requests: Sequence[RequestRecord]) -> float | None:
+    """Longest time with requests in flight and no chunk of any; None without a request.
+
+    The wait for the first token is part of it, the time between two requests is not.
+    """
+    if not requests:
+        return None
+    sent = np.array([request.sent_ns for request in requests], dtype=np.int64)
+    ended = np.array([request.ended_ns for request in requests], dtype=np.int64)
+    times, changes = _changes(sent, ended)
+    in_flight = np.cumsum(changes)
+    # A send while others are in flight ends no silence, one that finds the server idle begins one.
+    bounds = times[(in_flight == 0) | (in_flight == changes)]
+    arrivals = [np.asarray(request.chunk_ns, dtype=np.int64) for request in requests]
+    points = np.unique(np.concatenate([bounds, *arrivals]))
+    busy = in_flight[np.searchsorted(times, points[:-1], side="right") - 1] > 0
+    gaps = np.diff(points)[busy]
+    return float(gaps.max()) / _NS_PER_MS if gaps.size else 0.0
 
 
 class Window(NamedTuple):

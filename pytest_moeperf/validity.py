@@ -15,7 +15,7 @@ from pytest_moeperf.stats import percentile
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["FINDINGS", "SteadyRule", "busy_machine", "client_limits", "find"]
+__all__ = ["FINDINGS", "SteadyRule", "busy_machine", "client_limits", "find", "stalls"]
 
 FINDINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -24,6 +24,8 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
         "token_totals": "a completed request brought other than the tokens that were asked",
         "other_traffic": "the server generated over 10 % more tokens than the requests received",
         "compilation": "the server compiled something while it was measured",
+        "stall": "on a GPU: with requests in flight no token came for 1.5 times as long as in "
+        "another repeat of the start, and that cost over 10 % of the repeat",
         "prefix_cache": "the prefix-cache hit rate is over 2 points from what the workload means",
         "preemptions": "the server preempted requests: its KV cache was full",
         "schedule_lag": "open loop: the slowest 1 % of sends were late by over 25 % of the median "
@@ -41,6 +43,8 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
 """Every code that a finding of this module can have, with the rule behind it."""
 
 _EXTRA_TOKENS = 0.10  # The counter may lag a decode step behind.
+_STALL_RATIO = 1.5
+_STALL_SHARE = 0.10
 _HIT_RATE_TOLERANCE = 0.02
 _LAG_SHARE = 0.25
 _LAG_FLOOR_MS = 2.0
@@ -102,6 +106,36 @@ def busy_machine(
         code="busy_machine",
         message=f"others kept {foreign_cores:.1f} of {usable_cores} usable cores busy{who}",
         advice="stop them, or measure on a quiet machine",
+    )
+
+
+def stalls(
+    silences_ms: Sequence[float | None], durations_s: Sequence[float]
+) -> tuple[Finding | None, ...]:
+    """Hold all plays of a workload on one server start against the one with the least silence.
+
+    A silence is the longest time with requests in flight and no token of any. An engine logs only
+    the first compilation of a kernel, while each further variant stops it for as long again.
+    """
+    known = [silence for silence in silences_ms if silence is not None]
+    least_ms = min(known, default=0.0)
+    return tuple(
+        _stall(silence, least_ms, duration_s)
+        for silence, duration_s in zip(silences_ms, durations_s, strict=True)
+    )
+
+
+def _stall(silence_ms: float | None, least_ms: float, duration_s: float) -> Finding | None:
+    if silence_ms is None or silence_ms <= _STALL_RATIO * least_ms:
+        return None
+    if silence_ms - least_ms <= _STALL_SHARE * duration_s * 1e3:
+        return None
+    return Finding(
+        code="stall",
+        message=f"no token came for {quantity(silence_ms, 'ms')} with requests in flight, "
+        f"{quantity(least_ms, 'ms')} in another repeat",
+        advice="the engine compiles for batch sizes that it has not met yet: "
+        "warm up with the shapes of this workload",
     )
 
 

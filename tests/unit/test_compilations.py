@@ -1,0 +1,118 @@
+"""Compilations in the middle of a measurement: real logs and figures of vLLM 0.24 on an H200."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_moeperf.engines import ENGINES
+from pytest_moeperf.figures import silence_ms
+from pytest_moeperf.records import RepeatRecord, RequestRecord
+from pytest_moeperf.validity import FINDINGS, find, stalls
+
+LOGS = Path(__file__).parents[1] / "data" / "logs"
+MS = 1_000_000
+
+COLD = "vllm-0.24.0-mixtral-8x7b-tp1-four-bursts.log"
+WARM_CACHE = "vllm-0.24.0-mixtral-8x7b-tp1-four-bursts-warm-cache.log"
+TTFT_MS = {COLD: (2273.9, 208.3, 1485.7, 257.4), WARM_CACHE: (2094.3, 219.0, 253.9, 237.9)}
+DURATION_S = {COLD: (5.655, 3.575, 4.823, 3.596), WARM_CACHE: (5.460, 3.542, 3.622, 3.599)}
+"""The same bursts as their client saw them: of a burst, TTFT is the silence."""
+
+
+def bursts(name):
+    """The log of each burst; its client began with one call of /tokenize."""
+    _, *parts = re.split(r"(?m)^.*POST /tokenize.*\n", (LOGS / name).read_text())
+    return [part.splitlines() for part in parts]
+
+
+def codes(log):
+    repeat = RepeatRecord(requests=(), started_ns=0, ended_ns=0, log=tuple(log))
+    found = find(repeat, compile_patterns=ENGINES["vllm"].compile_patterns)
+    return {finding.code for finding in found} - {"no_requests"}
+
+
+@pytest.mark.parametrize("name", [COLD, WARM_CACHE])
+def test_the_log_tells_of_the_first_compilation(name):
+    assert [codes(log) for log in bursts(name)] == [{"compilation"}, set(), set(), set()]
+
+
+@pytest.mark.parametrize(
+    ("name", "hit"), [(COLD, [True, False, True, False]), (WARM_CACHE, [True, False, False, False])]
+)
+def test_the_silence_tells_of_each(name, hit):
+    found = stalls(TTFT_MS[name], DURATION_S[name])
+    assert [finding is not None for finding in found] == hit
+
+
+@pytest.mark.parametrize(
+    ("ttft_ms", "tokens_per_s", "hit"),
+    [
+        # --enable-return-routed-experts, and one expert per token: five bursts after a start.
+        ((2193, 505, 2128, 2047, 505), (2243, 3454, 2408, 2320, 3337), (1, 0, 1, 1, 0)),
+        ((2551, 352, 1768, 351, 1997), (2265, 3699, 2625, 3711, 2514), (1, 0, 1, 0, 1)),
+        # Llama-3.1-8B: the first burst loses 10 %, and TTFT varies by half without a stall.
+        ((275, 191, 131, 173), (11169, 12378, 12935, 12598), (1, 0, 0, 0)),
+        ((280, 165, 186, 137), (11326, 12562, 12452, 13070), (1, 0, 0, 0)),
+    ],
+    ids=["routed experts", "one expert", "dense", "dense, another start"],
+)
+def test_what_was_hit_is_told_from_what_was_not(ttft_ms, tokens_per_s, hit):
+    durations_s = [12_800 / rate for rate in tokens_per_s]
+    found = stalls(ttft_ms, durations_s)
+    assert [finding is not None for finding in found] == [bool(each) for each in hit]
+
+
+def test_a_stall_names_both_silences():
+    calm, stalled = stalls((200.0, 1500.0), (3.5, 4.8))
+    assert calm is None
+    assert stalled.code == "stall"
+    assert stalled.code in FINDINGS
+    assert stalled.message == (
+        "no token came for 1500 ms with requests in flight, 200 ms in another repeat"
+    )
+    assert "warm up" in stalled.advice
+
+
+def test_one_repeat_alone_is_no_stall():
+    assert stalls((1500.0,), (4.8,)) == (None,)
+    assert stalls((None, 1500.0, None), (1.0, 4.8, 1.0)) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("silences_ms", "duration_s"),
+    [((1000.0, 1450.0), 2.0), ((10.0, 190.0), 2.0)],
+    ids=["a long prefill varies", "a small part of the repeat"],
+)
+def test_variation_is_no_stall(silences_ms, duration_s):
+    assert stalls(silences_ms, (duration_s, duration_s)) == (None, None)
+
+
+def request(index, sent_ms, *chunks_ms):
+    return RequestRecord(
+        index=index,
+        sent_ns=sent_ms * MS,
+        chunk_ns=tuple(at * MS for at in chunks_ms),
+        chunk_tokens=(1,) * len(chunks_ms),
+        asked_output_tokens=len(chunks_ms),
+        ended_ns=(chunks_ms[-1] if chunks_ms else sent_ms) * MS,
+    )
+
+
+def test_the_silence_is_the_longest_wait_of_all_requests_together():
+    # 20 to 100 ms: nothing for anybody; a request that is sent meanwhile does not end it.
+    played = (request(0, 0, 10, 20, 100), request(1, 5, 15, 105), request(2, 60, 110))
+    assert silence_ms(played) == 80.0
+
+
+def test_the_wait_for_the_first_token_is_silence():
+    assert silence_ms((request(0, 0, 70, 80), request(1, 0, 75, 85))) == 70.0
+
+
+def test_the_time_between_requests_is_not():
+    assert silence_ms((request(0, 0, 10, 20), request(1, 500, 530, 540))) == 30.0
+
+
+def test_a_request_without_tokens_has_no_silence_of_its_own():
+    assert silence_ms(()) is None
+    assert silence_ms((request(0, 5),)) == 0.0
