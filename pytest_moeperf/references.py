@@ -1,0 +1,163 @@
+"""What a session holds its cells against, and what it records for later ones."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pytest_moeperf import gate, judge
+from pytest_moeperf.baseline import Gate, Recording
+from pytest_moeperf.errors import MoeperfError, StorageError
+from pytest_moeperf.metrics import describe
+from pytest_moeperf.policy import directed, policy_for
+from pytest_moeperf.records import CellResult, Fingerprint, Outcome, ServerSpec, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from pytest_moeperf.baseline import Baseline
+    from pytest_moeperf.judge import Prior
+    from pytest_moeperf.store import BaselineWriter, Change
+
+__all__ = ["Reference", "References"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What one cell is held against."""
+
+    stored: Baseline | None
+    priors: Mapping[str, Prior]
+    """By metric: the noise that other cells of this hardware and engine have."""
+    date: str
+    """Today, by which baselines and known regressions expire: `2026-11-22`."""
+
+
+class References:
+    """The baselines of one folder, as a session uses them."""
+
+    def __init__(self, folder: Path, *, tool_version: str) -> None:
+        self.folder = folder
+        self._tool_version = tool_version
+        self._date = dt.datetime.now(dt.UTC).date().isoformat()
+        self._neighbours: dict[tuple[str, str], tuple[Baseline, ...]] = {}
+        self._priors: dict[tuple[str, str, str], Prior] = {}
+
+    def of(self, cell: CellResult, metrics: Sequence[str]) -> Reference:
+        """What `metrics` of the cell are held against; BaselineError where that is damaged."""
+        from pytest_moeperf.store import load  # noqa: PLC0415 - jsonschema
+
+        measured = _fingerprint(cell)
+        return Reference(
+            stored=load(self.path(cell), cell=cell.cell),
+            priors={key: self._prior(measured, key) for key in metrics},
+            date=self._date,
+        )
+
+    def old_engine(self, cell: CellResult) -> str | None:
+        """What `--against` takes to hold the cell against the engine of its baseline.
+
+        None where that is the engine under test, cannot be installed, or is not known; and where
+        the server is attached, which cannot take turns.
+        """
+        from pytest_moeperf.store import load  # noqa: PLC0415 - jsonschema
+
+        stored = load(self.path(cell), cell=cell.cell)
+        if stored is None or cell.start is None or cell.start.startup_s is None:
+            return None
+        if stored.engine.version == cell.start.engine_version:
+            return None
+        return stored.engine.spec
+
+    def path(self, cell: CellResult) -> Path:
+        """Where the cell's baseline is, or would be."""
+        from pytest_moeperf.store import baseline_path  # noqa: PLC0415 - jsonschema
+
+        measured = _fingerprint(cell)
+        return baseline_path(
+            self.folder, hardware=measured.hardware, engine=measured.engine, cell=cell.cell
+        )
+
+    def record(
+        self, cell: CellResult, spec: ServerSpec, metrics: Sequence[str]
+    ) -> tuple[Verdict, ...]:
+        """Queue the cell's start for its baseline; nothing is written before `flush`."""
+        from pytest_moeperf.provenance import engine_provenance  # noqa: PLC0415 - only to record
+
+        measured = _fingerprint(cell)
+        if cell.start is None:
+            raise MoeperfError(f"{cell.label}: nothing was measured, so nothing can be recorded")
+        gates = {key: _gate(measured.hardware, key) for key in metrics}
+        verdicts = tuple(judge.recorded(key, cell.values(key)) for key in metrics)
+        if any(verdict.outcome is not Outcome.RECORDED for verdict in verdicts):
+            return verdicts
+        self._writer.add(
+            Recording(
+                cell=cell.cell,
+                fingerprint=measured,
+                start=cell.start,
+                gates=gates,
+                tool=self._tool_version,
+                engine=engine_provenance(spec),
+            )
+        )
+        return verdicts
+
+    def flush(self) -> tuple[Change, ...]:
+        """Write what was recorded: all files or none."""
+        return self._writer.flush() if "_writer" in vars(self) else ()
+
+    @cached_property
+    def _writer(self) -> BaselineWriter:
+        from pytest_moeperf.store import BaselineWriter  # noqa: PLC0415 - jsonschema
+
+        return BaselineWriter(self.folder)
+
+    def _prior(self, measured: Fingerprint, key: str) -> Prior:
+        known = (measured.hardware, measured.engine, key)
+        if known not in self._priors:
+            self._priors[known] = gate.prior_for(
+                self._all(measured), key, hardware=measured.hardware
+            )
+        return self._priors[known]
+
+    def _all(self, measured: Fingerprint) -> tuple[Baseline, ...]:
+        """Every readable baseline of the same hardware and engine.
+
+        A damaged one is the matter of the test that it belongs to, and of `moeperf baseline check`.
+        """
+        place = (measured.hardware, measured.engine)
+        if place not in self._neighbours:
+            self._neighbours[place] = tuple(_readable(self.folder.joinpath(*place)))
+        return self._neighbours[place]
+
+
+def _readable(folder: Path) -> list[Baseline]:
+    from pytest_moeperf.store import find, read  # noqa: PLC0415 - jsonschema
+
+    found = []
+    for path in find(folder) if folder.is_dir() else ():
+        try:
+            baseline = read(path)
+        except StorageError:
+            continue
+        if baseline is not None:
+            found.append(baseline)
+    return found
+
+
+def _fingerprint(cell: CellResult) -> Fingerprint:
+    if cell.fingerprint is None:
+        raise MoeperfError(f"{cell.label}: nothing was measured, so nothing can be compared")
+    return cell.fingerprint
+
+
+def _gate(hardware: str, key: str) -> Gate:
+    policy = policy_for(hardware, key)
+    metric, _ = describe(key)
+    return Gate(
+        direction=directed(key, metric.direction), tolerance=policy.tolerance, unit=metric.unit
+    )

@@ -1,0 +1,24 @@
+"""--release: what is not settled fails."""
+
+import pytest
+
+
+@pytest.fixture
+def doubtful(suite):
+    """A cell twice as slow as its baseline, and no time to find out whether that is noise."""
+    suite.script(ttft_ms=20, itl_ms=20)
+    suite.run("--baseline", "record").counts(passed=1)
+    suite.script(ttft_ms=20, itl_ms=40)
+    return suite
+
+
+def test_every_night_what_is_not_settled_passes(doubtful):
+    outcome = doubtful.run("--max-minutes", 0)
+    outcome.counts(passed=1)
+    outcome.shows("1 INCONCLUSIVE, 1 PASS")
+
+
+def test_before_a_release_it_fails_and_the_next_command_says_so(doubtful):
+    outcome = doubtful.run("--max-minutes", 0, "--release")
+    outcome.counts(failed=1)
+    outcome.shows("*INCONCLUSIVE itl_token_ms.p50*", "*next: pytest * --release   (measure again)")

@@ -1,0 +1,262 @@
+"""What is measured further to settle a verdict, and what is not."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_moeperf.baseline import Baseline, EngineProvenance
+from pytest_moeperf.errors import ServerStartError
+from pytest_moeperf.patience import Patience
+from pytest_moeperf.records import CellResult, EngineInstall, Outcome, ServerSpec
+from pytest_moeperf.references import Reference
+from pytest_moeperf.run import MeasuredCell
+from pytest_moeperf.sampling import Budget, Limits, Sampler
+
+TPOT = "tpot_ms.p50"
+NEW = EngineInstall(engine="vllm", distribution="vllm", version="0.32.0", python=Path("/new"))
+OLD = EngineInstall(engine="vllm", distribution="vllm", version="0.31.0", python=Path("/old"))
+SPEC = ServerSpec("mini-moe").on(NEW)
+USUAL = (20.0, 20.1, 19.9, 20.05, 19.95)
+
+
+class ScriptedRun:
+    """A run whose servers have the figures that a test gives them; the last one goes on."""
+
+    def __init__(self, make_start, fingerprint, *, new, old=(), attached=False):
+        self.patience = Patience(sleep=lambda _s: None)
+        self.did = []
+        self.looks = iter(())
+        self._make_start = make_start
+        self._fingerprint = fingerprint
+        self._figures = {NEW.label: list(new), OLD.label: list(old)}
+        self._attached = attached
+        self._stage = ""
+        self._count = 0
+
+    def announce(self, phase, _detail):
+        self.did.append(phase)
+
+    @contextmanager
+    def stage(self, name):
+        self._stage = name
+        yield
+        self._stage = ""
+
+    def engine(self, _text):
+        return OLD
+
+    def restartable(self, _cell):
+        return not self._attached
+
+    def end(self, *_specs):
+        pass
+
+    def measure_anew(self, _cell, spec):
+        self.did.append(self._stage)
+        return self.result(spec)
+
+    def look_again(self, cell):
+        value = next(self.looks, None)
+        if value is not None:
+            cell.result = replace(cell.result, start=self._start(value, SPEC))
+        return value is not None
+
+    def measured(self):
+        return MeasuredCell(self.result(SPEC), SPEC)
+
+    def result(self, spec):
+        figures = self._figures[spec.engine.label]
+        value = figures.pop(0) if len(figures) > 1 else figures[0]
+        if isinstance(value, Exception):
+            raise value
+        return CellResult(
+            cell="c",
+            test="",
+            server=spec.label,
+            engine=spec.engine.label,
+            workload="w",
+            fingerprint=self._fingerprint,
+            start=self._start(abs(value), spec),
+            invalid=value < 0,
+        )
+
+    def _start(self, value, spec):
+        self._count += 1
+        start = self._make_start(str(self._count), tpot=(value,) * 3, version=spec.engine.version)
+        return replace(start, session_id="today")
+
+
+@pytest.fixture
+def night(make_start, fingerprint):
+    """Builds a sampler over stored starts of 20 ms, and what it judges."""
+    there = replace(fingerprint, hardware="h200", gpus=("H200",))
+
+    def build(*, new, old=(20.0,), hardware="h200", gates=2, attached=False, **limits):
+        at = replace(there, hardware=hardware)
+        baseline = Baseline(
+            cell="suite/c",
+            fingerprint=at,
+            starts=tuple(
+                replace(make_start(f"s{n}", tpot=(value,) * 3), session_id=f"s{n}")
+                for n, value in enumerate(USUAL)
+            ),
+            created="2026-01-02T03:04:05Z",
+            tool="0.1.0",
+            engine=EngineProvenance(distribution="vllm", version="0.31.0"),
+            expires="2026-12-31",
+        )
+        reference = Reference(stored=baseline, priors={TPOT: None}, date="2026-01-03")
+        references = SimpleNamespace(of=lambda _cell, _metrics: reference)
+        run = ScriptedRun(make_start, at, new=new, old=old, attached=attached)
+        return run, Sampler(run, references, Limits(**limits), gates=gates)
+
+    return build
+
+
+def judged(run, sampler):
+    result = sampler.judge(run.measured(), "suite", [TPOT])
+    [verdict] = result.verdicts
+    return verdict, result
+
+
+def test_a_clean_cell_buys_nothing(night):
+    run, sampler = night(new=(20.0,), against="vllm==0.31.0")
+    verdict, _ = judged(run, sampler)
+    assert (verdict.outcome, run.did) == (Outcome.PASS, [])
+
+
+def test_a_start_that_was_bad_by_luck_is_outvoted_by_a_second_one(night):
+    run, sampler = night(new=(20.7, 20.0), against="vllm==0.31.0")
+    verdict, result = judged(run, sampler)
+    assert run.did == ["start 2 of up to 2 for suite"]
+    assert (verdict.outcome, len(result.bought)) == (Outcome.PASS, 1)
+
+
+def test_what_stays_doubtful_is_measured_on_both_engines_in_turns(night):
+    run, sampler = night(new=(24.0,), against="vllm==0.31.0")
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, verdict.paired, verdict.starts) == (Outcome.REGRESSED, True, 3)
+    assert run.did[-6:] == [
+        "A/B pair 1 of up to 5 for suite, old engine",
+        "A/B pair 1 of up to 5 for suite, new engine",
+        "A/B pair 2 of up to 5 for suite, new engine",
+        "A/B pair 2 of up to 5 for suite, old engine",
+        "A/B pair 3 of up to 5 for suite, old engine",
+        "A/B pair 3 of up to 5 for suite, new engine",
+    ]
+    assert [start.engine_version for start in result.old] == ["0.31.0"] * 3
+    assert result.against == "vllm==0.31.0"
+
+
+def test_when_both_engines_are_slow_the_new_one_is_not_blamed(night):
+    run, sampler = night(new=(24.0,), old=(24.0,), against="vllm==0.31.0")
+    assert judged(run, sampler)[0].outcome is Outcome.ENV_DRIFT
+
+
+def test_without_an_old_engine_it_takes_five_starts_to_blame_one(night):
+    run, sampler = night(new=(24.0,))
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, verdict.paired, len(result.starts)) == (Outcome.REGRESSED, False, 5)
+    assert run.did[-1] == "start 5 of up to 5 for suite"
+
+
+def test_the_first_gate_that_fails_raises_the_limit_of_the_next(night):
+    run, sampler = night(new=(24.0,), gates=10)
+    before = sampler.night.limit
+    judged(run, sampler)
+    assert sampler.night.limit == pytest.approx(2 * before)
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_so_many_starts_and_no_more(night, most):
+    run, sampler = night(new=(24.0,), max_starts=most)
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, len(result.starts)) == (Outcome.INCONCLUSIVE, most)
+    assert verdict.reason.endswith(f"; no further start within --max-starts {most}")
+
+
+def test_an_a_b_that_could_not_be_finished_is_not_begun(night):
+    run, sampler = night(new=(24.0,), against="vllm==0.31.0", max_starts=3)
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, result.old) == (Outcome.INCONCLUSIVE, ())
+    assert verdict.reason.endswith("; no A/B of 3 more pairs of starts within --max-starts 3")
+
+
+def test_without_minutes_nothing_is_bought(night):
+    run, sampler = night(new=(24.0,), max_minutes=0)
+    verdict, _ = judged(run, sampler)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.reason.endswith("; no further start within --max-minutes 0")
+    assert run.did == []
+
+
+def test_an_attached_server_is_judged_by_its_one_start(night):
+    run, sampler = night(new=(24.0,), attached=True, against="vllm==0.31.0")
+    verdict, _ = judged(run, sampler)
+    assert verdict.outcome is Outcome.REGRESSED
+    assert verdict.starts == 1
+    assert run.did == []
+
+
+def test_an_invalid_start_counts_for_nothing_but_as_a_start(night):
+    run, sampler = night(new=(24.0, -24.0, 24.0), max_starts=3)
+    _, result = judged(run, sampler)
+    assert len(run.did) == 2
+    assert len(result.starts) == 2
+
+
+def test_three_invalid_starts_are_enough(night):
+    run, sampler = night(new=(24.0, -24.0))
+    verdict, _ = judged(run, sampler)
+    assert verdict.reason.endswith("; 3 further starts were invalid")
+    assert len(run.did) == 3
+
+
+def test_an_old_engine_that_fails_is_tried_once(night):
+    failed = ServerStartError("the server ended at once")
+    run, sampler = night(new=(24.0,), old=(failed,), against="vllm==0.31.0")
+    verdict, _ = judged(run, sampler)
+    assert (verdict.outcome, verdict.paired) == (Outcome.REGRESSED, False)
+    assert "no A/B, because vllm==0.31.0 failed: the server ended at once" in verdict.reason
+    judged(run, sampler)
+    assert sum("old engine" in each for each in run.did) == 1
+
+
+def test_a_new_engine_that_fails_fails_the_test(night):
+    run, sampler = night(new=(24.0, ServerStartError("the server ended at once")))
+    with pytest.raises(ServerStartError):
+        judged(run, sampler)
+
+
+def test_on_a_cpu_the_same_server_is_looked_at_again_before_another_is_started(night):
+    run, sampler = night(hardware="cpu", new=(60.0,))
+    run.looks = iter([60.0, 20.0])
+    verdict, _ = judged(run, sampler)
+    assert verdict.outcome is Outcome.PASS
+    assert not any("start 2" in each for each in run.did)
+
+
+def test_a_gpu_is_quiet_and_is_not_looked_at_again(night):
+    run, sampler = night(new=(24.0,))
+    run.looks = iter([20.0])
+    assert judged(run, sampler)[0].outcome is Outcome.REGRESSED
+
+
+def test_a_second_gate_of_a_cell_uses_what_the_first_one_bought(night):
+    run, sampler = night(new=(24.0,))
+    cell = run.measured()
+    sampler.judge(cell, "suite", [TPOT])
+    bought = len(run.did)
+    assert sampler.judge(cell, "suite", [TPOT]).verdicts[0].outcome is Outcome.REGRESSED
+    assert len(run.did) == bought
+
+
+def test_a_budget_is_spent_by_the_clock_even_when_the_block_fails():
+    clock = iter([0.0, 10.0]).__next__
+    budget = Budget(60.0, clock)
+    with pytest.raises(ServerStartError), budget.spend():
+        raise ServerStartError("failed")
+    assert budget.left_s == 50.0
