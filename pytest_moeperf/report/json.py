@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.records import CellResult, EngineInstall, Verdict
     from pytest_moeperf.report.model import SessionReport
 
-__all__ = ["SCHEMA_VERSION", "to_json"]
+__all__ = ["SCHEMA_VERSION", "to_json", "verdict_document"]
 
 SCHEMA_VERSION = 1
 """Version of the file format.
@@ -65,6 +65,8 @@ def _without_credentials(url: str) -> str:
 
 def _cell(cell: CellResult) -> dict[str, Any]:
     return {
+        "against": cell.against,
+        "bought": [start_document(start) for start in cell.bought],
         "cell": cell.cell,
         "discarded": samples_document(cell.discarded),
         "engine": cell.engine,
@@ -72,27 +74,38 @@ def _cell(cell: CellResult) -> dict[str, Any]:
             None if cell.fingerprint is None else fingerprint_document(cell.fingerprint)
         ),
         "invalid": cell.invalid,
+        "new": [start_document(start) for start in cell.new],
+        "old": [start_document(start) for start in cell.old],
         "server": cell.server,
         "start": None if cell.start is None else start_document(cell.start),
         "test": cell.test,
-        "verdicts": [_verdict(verdict) for verdict in cell.verdicts],
+        "verdicts": [verdict_document(verdict) for verdict in cell.verdicts],
         "warmup_plays": cell.warmup_plays,
         "workload": cell.workload,
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """All fields, as the schema has them."""
     return {
         "change": rounded(verdict.change),
         "direction": verdict.direction,
+        "effect": rounded(verdict.effect),
         "expected": rounded(verdict.expected),
+        "interval": None if verdict.interval is None else [rounded(x) for x in verdict.interval],
         "lower": rounded(verdict.lower),
         "measured": rounded(verdict.measured),
         "metric": verdict.metric,
         "notes": list(verdict.notes),
         "outcome": verdict.outcome.value,
+        "p": rounded(verdict.p),
+        "p_limit": rounded(verdict.p_limit),
+        "paired": verdict.paired,
         "reason": verdict.reason,
         "spread": rounded(verdict.spread),
+        "starts": verdict.starts,
+        "tolerance": rounded(verdict.tolerance),
         "unit": verdict.unit,
         "upper": rounded(verdict.upper),
+        "visible": rounded(verdict.visible),
     }

@@ -21,6 +21,7 @@ def properties(cell: CellResult) -> list[tuple[str, str]]:
         ("moeperf.server", cell.server),
         ("moeperf.workload", cell.workload),
         ("moeperf.start", cell.start.start_id if cell.start else None),
+        ("moeperf.against", cell.against),
         ("moeperf.warmup_plays", cell.warmup_plays),
         ("moeperf.discarded_repeats", len(cell.discarded)),
     ]
@@ -32,6 +33,7 @@ def properties(cell: CellResult) -> list[tuple[str, str]]:
 
 def _verdict_properties(verdict: Verdict) -> list[tuple[str, str]]:
     prefix = f"moeperf.{verdict.metric}"
+    low, high = verdict.interval or (None, None)
     figures = (
         ("measured", verdict.measured),
         ("spread", verdict.spread),
@@ -39,10 +41,20 @@ def _verdict_properties(verdict: Verdict) -> list[tuple[str, str]]:
         ("lower", verdict.lower),
         ("upper", verdict.upper),
         ("change", verdict.change),
+        ("effect", verdict.effect),
+        ("effect_low", low),
+        ("effect_high", high),
+        ("p", verdict.p),
+        ("p_limit", verdict.p_limit),
+        ("tolerance", verdict.tolerance),
+        ("visible", verdict.visible),
+        ("starts", verdict.starts),
     )
     words = (("unit", verdict.unit), ("reason", verdict.reason))
+    judged = verdict.starts is not None
     return [
         (f"{prefix}.verdict", verdict.outcome.value),
+        *([(f"{prefix}.paired", str(verdict.paired).lower())] if judged else []),
         *((f"{prefix}.{name}", f"{value:.6g}") for name, value in figures if value is not None),
         *((f"{prefix}.{name}", text) for name, text in words if text),
     ]

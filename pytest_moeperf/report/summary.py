@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.metrics import quantity
+from pytest_moeperf.report.markup import code, escaped, table_line
 from pytest_moeperf.report.model import BY_URGENCY
-from pytest_moeperf.report.verdict import GOOD, bounds, measured, percent
+from pytest_moeperf.report.verdict import GOOD, bounds, evidence, interval, measured, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["markdown"]
 
-_COLUMNS = ("Cell", "Engine", "Metric", "Verdict", "Measured", "Expected", "Allowed", "Change")
+_COLUMNS = (
+    *("Cell", "Engine", "Metric", "Verdict", "Measured", "Expected", "Allowed"),
+    *("Change (95 % interval)", "Starts"),
+)
 _MINUTE_S = 60
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>|~#@&!])")
 
 
 def markdown(report: SessionReport) -> str:
@@ -29,7 +31,7 @@ def markdown(report: SessionReport) -> str:
     engines = ", ".join(engine.label for engine in report.engines)
     blocks = [
         f"## moeperf: {counts or 'nothing judged'}",
-        f"{_code(report.hardware)} · {_text(engines)} · {_duration(report.duration_s)}",
+        f"{code(report.hardware)} · {escaped(engines)} · {_duration(report.duration_s)}",
         *_attention(report),
         *(block for suite, cells in report.suites.items() for block in _suite(suite, cells)),
         *_notes(report),
@@ -53,61 +55,56 @@ def _attention(report: SessionReport) -> Iterator[str]:
 
 def _finding(cell: CellResult, verdict: Verdict) -> Iterator[str]:
     yield (
-        f"- **{verdict.outcome}** {_code(cell.cell)} {_code(verdict.metric)} "
-        f"on {_text(cell.engine)}: {_text(verdict.reason)}"
+        f"- **{verdict.outcome}** {code(cell.cell)} {code(verdict.metric)} "
+        f"on {escaped(cell.engine)}: {escaped(verdict.reason)}"
     )
-    yield from (f"  - {_text(note)}" for note in verdict.notes)
-    yield f"  - again: {_code('pytest ' + shlex.quote(cell.test))}"
+    if shown := evidence(verdict, cell.against):
+        yield f"  - {escaped(shown)}"
+    yield from (f"  - {escaped(note)}" for note in verdict.notes)
+    yield f"  - again: {code('pytest ' + shlex.quote(cell.test))}"
 
 
 def _suite(suite: str, cells: Sequence[CellResult]) -> Iterator[str]:
     rows = [row for cell in cells for row in _rows(cell)]
-    yield f"### {_text(suite)}"
-    yield "\n".join(_line(row) for row in (_COLUMNS, ("---",) * len(_COLUMNS), *rows))
+    yield f"### {escaped(suite)}"
+    yield "\n".join(table_line(row) for row in (_COLUMNS, ("---",) * len(_COLUMNS), *rows))
 
 
 def _rows(cell: CellResult) -> Iterator[tuple[str, ...]]:
-    name = (_code(cell.cell.partition("/")[2]), _text(cell.engine))
+    name = (code(cell.cell.partition("/")[2]), escaped(cell.engine))
     if not cell.verdicts:
-        yield (*name, "", "observed", "", "", "", "")
+        yield (*name, "", "observed", *[""] * (len(_COLUMNS) - len(name) - 2))
     for verdict in cell.verdicts:
         strong = "" if verdict.outcome in GOOD else "**"
         yield (
             *name,
-            _code(verdict.metric),
+            code(verdict.metric),
             f"{strong}{verdict.outcome}{strong}",
-            _text(measured(verdict)),
+            escaped(measured(verdict)),
             quantity(verdict.expected),
             bounds(verdict),
-            percent(verdict.change),
+            interval(verdict) if verdict.interval else percent(verdict.change),
+            _starts(verdict),
         )
+
+
+def _starts(verdict: Verdict) -> str:
+    """How many fresh starts decided: `1`, or `3 + 3 A/B`."""
+    if verdict.starts is None:
+        return "–"
+    return f"{verdict.starts} + {verdict.starts} A/B" if verdict.paired else str(verdict.starts)
 
 
 def _notes(report: SessionReport) -> Iterator[str]:
     if report.notes:
         yield "### Notes"
-        yield "\n".join(f"- {_text(note)}" for note in report.notes)
+        yield "\n".join(f"- {escaped(note)}" for note in report.notes)
 
 
 def _machine(report: SessionReport) -> Iterator[str]:
     if report.machine:
-        facts = "\n".join(f"- {_text(name)}: {_text(v)}" for name, v in report.machine.items())
+        facts = "\n".join(f"- {escaped(name)}: {escaped(v)}" for name, v in report.machine.items())
         yield f"<details><summary>Machine</summary>\n\n{facts}\n\n</details>"
-
-
-def _line(row: Sequence[str]) -> str:
-    return f"| {' | '.join(row)} |"
-
-
-def _text(text: str) -> str:
-    """Escaped: reasons and notes may quote a baseline, and a pull request can bring one."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
-
-
-def _code(text: str) -> str:
-    """A code span; a backtick would end it, and a bar would end a table's cell."""
-    shown = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
-    return f"`{shown}`"
 
 
 def _duration(seconds: float) -> str:

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.records import Outcome
-from pytest_moeperf.report.verdict import bounds, measured, percent
+from pytest_moeperf.report.verdict import bounds, evidence, measured, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_moeperf.records import CellResult, Verdict
     from pytest_moeperf.report.model import SessionReport
@@ -29,6 +29,7 @@ STYLES: Mapping[Outcome, str] = {
     Outcome.REGRESSED: "bold red",
     Outcome.INVALID: "red",
     Outcome.UNSTABLE: "red",
+    Outcome.UNEXPECTED_PASS: "red",
     Outcome.NO_BASELINE: "red",
 }
 """All other outcomes are yellow: somebody should look."""
@@ -80,8 +81,11 @@ def _print_suite(console: Console, suite: str, cells: Sequence[CellResult], *, w
         if f"{cell.label} on {cell.engine}" != heading:
             heading = f"{cell.label} on {cell.engine}"
             console.print(Text(heading, style="italic"))
-        rows_of_cell = [(_row(verdict), _style(verdict.outcome)) for verdict in cell.verdicts]
-        console.print(_table(rows_of_cell, widths))
+        for verdict in cell.verdicts:
+            console.print(_table([(_row(verdict), _style(verdict.outcome))], widths))
+            for line in _below(verdict, cell.against):
+                # Not wrapped: it stands below its row as one line, however narrow the window.
+                console.print(Text(f"{' ' * 2 * INDENT}{line}", style="dim"), soft_wrap=True)
     console.print()
 
 
@@ -109,6 +113,16 @@ def _row(verdict: Verdict) -> Row:
         bounds(verdict),
         str(verdict.outcome),
     )
+
+
+def _below(verdict: Verdict, against: str | None) -> Iterator[str]:
+    """What a verdict rests on, and why nothing could be said where the test does not tell."""
+    if verdict.outcome is Outcome.INCONCLUSIVE:
+        yield verdict.reason
+    # A clean night's one start a cell is not worth a line.
+    plain = verdict.outcome is Outcome.PASS and verdict.starts == 1 and not verdict.paired
+    if not plain and (shown := evidence(verdict, against)):
+        yield shown
 
 
 def _style(outcome: Outcome) -> str:

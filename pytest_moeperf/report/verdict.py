@@ -10,7 +10,9 @@ from pytest_moeperf.records import CellResult, Outcome, Sample, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["GOOD", "bounds", "failure", "measured", "one_line", "percent"]
+    from pytest_moeperf.records import Direction
+
+__all__ = ["GOOD", "bounds", "evidence", "failure", "interval", "measured", "one_line", "percent"]
 
 GOOD = frozenset({Outcome.PASS, Outcome.IMPROVED, Outcome.RECORDED})
 
@@ -40,6 +42,38 @@ def measured(verdict: Verdict) -> str:
     return f"{text} ± {percentage:.{0 if percentage >= 10 else 1}f} %"  # noqa: PLR2004 - two digits
 
 
+def interval(verdict: Verdict) -> str:
+    """The change with its 95 % interval: `+4.3 % (+3.3 … +5.3)`; a dash without one."""
+    if verdict.interval is None:
+        return percent(None)
+    # The effect counts for the better, the change as the metric is read.
+    low, high = sorted(_as_change(end, verdict.direction) for end in verdict.interval)
+    return f"{percent(verdict.change)} ({100 * low:+.1f} … {100 * high:+.1f})"
+
+
+def _as_change(effect: float, direction: Direction | None) -> float:
+    return 1 / (1 + effect) - 1 if direction == "lower" else effect
+
+
+def evidence(verdict: Verdict, against: str | None) -> str:
+    """What a verdict by statistics rests on; empty for any other.
+
+    `against` names the old engine of an A/B.
+    """
+    if verdict.interval is None or verdict.starts is None:
+        return ""
+    starts = f"{verdict.starts} start{'' if verdict.starts == 1 else 's'}"
+    sampled = f"A/B with {against}, {starts} each" if verdict.paired else f"unpaired, {starts}"
+    return f"change {interval(verdict)}{_chance(verdict)}; {sampled}"
+
+
+def _chance(verdict: Verdict) -> str:
+    if verdict.p is None:
+        return ""
+    limit = "" if verdict.p_limit is None else f" (limit {verdict.p_limit:.1g})"
+    return f", p = {verdict.p:.1g}{limit}"
+
+
 def one_line(result: CellResult) -> str:
     """The first verdict that is not good, as the reason of a skip."""
     for verdict in result.verdicts:
@@ -52,13 +86,13 @@ def failure(result: CellResult, *, next_steps: Sequence[str]) -> str:
     """The whole story of a failed cell, one verdict a paragraph, then what to type next."""
     lines = [f"{result.label} on {result.engine}"]
     for verdict in result.verdicts:
-        lines.extend(_paragraph(verdict))
+        lines.extend(_paragraph(verdict, result.against))
     lines.extend(_discarded(result.discarded))
     lines.extend(f"  next: {step}" for step in next_steps)
     return "\n".join(lines)
 
 
-def _paragraph(verdict: Verdict) -> list[str]:
+def _paragraph(verdict: Verdict, against: str | None) -> list[str]:
     lines = [f"  {verdict.outcome} {verdict.metric}"]
     if verdict.measured is not None:
         unit = f" {verdict.unit}" if verdict.unit else ""
@@ -70,6 +104,8 @@ def _paragraph(verdict: Verdict) -> list[str]:
         lines[0] += f": {measured(verdict)}{expected}{allowed}"
     if verdict.reason and verdict.outcome not in GOOD:
         lines.append(f"    {verdict.reason}")
+        if shown := evidence(verdict, against):
+            lines.append(f"    {shown}")
     if verdict.outcome not in GOOD and verdict.outcome is not Outcome.INVALID:
         # The notes of an invalid cell are advice, and stand below with each discarded repeat.
         lines.extend(f"    differs: {note}" for note in verdict.notes)

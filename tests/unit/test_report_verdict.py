@@ -1,0 +1,47 @@
+"""What a verdict rests on, in words."""
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_moeperf.records import Outcome, Verdict
+from pytest_moeperf.report.verdict import evidence, interval
+
+SLOWER = Verdict(
+    metric="tpot_ms.p50",
+    outcome=Outcome.REGRESSED,
+    direction="lower",
+    change=0.05,
+    effect=1 / 1.05 - 1,
+    interval=(1 / 1.06 - 1, 1 / 1.04 - 1),
+    p=2.4e-7,
+    p_limit=0.0005,
+    starts=3,
+)
+
+
+def test_the_interval_is_that_of_the_change_as_the_metric_is_read():
+    assert interval(SLOWER) == "+5.0 % (+4.0 … +6.0)"
+    rate = replace(SLOWER, direction="higher", change=-0.05, interval=(-0.06, -0.04))
+    assert interval(rate) == "-5.0 % (-6.0 … -4.0)"
+
+
+def test_nothing_to_compare_with_is_a_dash():
+    assert interval(Verdict(metric="m", outcome=Outcome.NO_BASELINE)) == "–"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "change +5.0 % (+4.0 … +6.0), p = 2e-07 (limit 0.0005); unpaired, 3 starts"),
+        ({"p": None}, "change +5.0 % (+4.0 … +6.0); unpaired, 3 starts"),
+        (
+            {"paired": True, "p_limit": None},
+            "change +5.0 % (+4.0 … +6.0), p = 2e-07; A/B with vllm==0.31.0, 3 starts each",
+        ),
+        ({"starts": 1, "p": None}, "change +5.0 % (+4.0 … +6.0); unpaired, 1 start"),
+        ({"interval": None}, ""),
+    ],
+)
+def test_evidence_says_how_it_was_sampled(changes, shown):
+    assert evidence(replace(SLOWER, **changes), "vllm==0.31.0") == shown
