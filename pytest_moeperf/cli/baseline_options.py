@@ -1,0 +1,90 @@
+"""What the actions of `moeperf baseline` have in common."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_moeperf import store
+from pytest_moeperf.document import printable
+from pytest_moeperf.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["add_folder", "add_targets", "confirmed", "selected", "today"]
+
+ROOT = Path("baselines")
+
+
+def today() -> str:
+    """The day that expiries are held against: UTC, ISO 8601."""
+    return dt.datetime.now(dt.UTC).date().isoformat()
+
+
+def add_folder(action: argparse.ArgumentParser) -> None:
+    """Declare `--baseline-dir`."""
+    action.add_argument(
+        "--baseline-dir",
+        type=Path,
+        default=ROOT,
+        metavar="DIR",
+        help="where baselines are stored (default: baselines)",
+    )
+
+
+def add_targets(action: argparse.ArgumentParser) -> None:
+    """Declare the baselines that an action is about."""
+    action.add_argument(
+        "targets",
+        nargs="*",
+        metavar="PATH|CELL",
+        help="a file, a folder, or a cell or the beginning of its name (default: all)",
+    )
+
+
+def selected(root: Path, targets: Sequence[str]) -> Iterator[Path]:
+    """The files that `targets` name; UsageError for one that names none."""
+    for target in targets or [str(root)]:
+        path = Path(target)
+        if path.is_dir():
+            yield from store.find(path)
+        elif path.exists():
+            yield path
+        else:
+            yield from _of_cell(root, target)
+
+
+def _of_cell(root: Path, name: str) -> Sequence[Path]:
+    # By path and not by content, so that one bad file does not hide the others.
+    found = [
+        path
+        for path in store.find(root)
+        if "/".join(path.relative_to(root).with_suffix("").parts[2:]).startswith(name)
+    ]
+    if not found:
+        raise UsageError(
+            f"{name!r} is neither a path nor a cell in {printable(str(root))}; "
+            "`moeperf baseline show` lists the cells"
+        )
+    return found
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Ask before anything is written; without a terminal only `--yes` is an answer."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        print(f"{question} Nothing was written: there is no terminal to ask on; add --yes")
+        return False
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() in {"y", "yes"}:
+        return True
+    print("nothing was written")
+    return False
