@@ -1,0 +1,73 @@
+"""`moeperf calibrate` as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_moeperf import store
+from pytest_moeperf.cli import main
+
+CELL = "serving/mini-moe.closed-c1-isl32-osl48-n8"
+TPOT_MS = ((30.0, 30.5, 30.2), (31.0, 30.6, 30.4), (30.1, 30.9, 30.7), (30.3, 30.2, 30.8))
+
+
+@pytest.fixture(autouse=True)
+def stored(tmp_path, monkeypatch, make_recording, make_start):
+    """A working directory with a cell of four starts, and one of a single start."""
+    monkeypatch.chdir(tmp_path)
+    writer = store.BaselineWriter(Path("baselines"))
+    for number, tpot in enumerate(TPOT_MS):
+        writer.add(make_recording(start=make_start(f"start-{number}", tpot=tpot)))
+    writer.add(make_recording(cell="moe/mini-moe.burst"))
+    writer.flush()
+
+
+@pytest.fixture
+def calibrate(capsys):
+    """Runs the command; gives exit code, output and error output."""
+
+    def run(*arguments):
+        code = main(["calibrate", "--nights", "20", "--replays", "10", *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_it_says_how_often_it_would_be_wrong_and_what_it_sees(calibrate):
+    code, out, err = calibrate()
+    assert (code, err) == (0, "")
+    first, second, *_, last = lines = out.splitlines()
+    assert first == (
+        "vllm on cpu, with an A/B against the old engine: 1 gates, 20 nights without a change"
+    )
+    assert second == "false-alarm nights a month: 0 (95 %: at most 4.2)"
+    assert any(line.startswith(f"{CELL} tpot_ms.p50") and line.endswith(" %") for line in lines)
+    assert lines[-2] == "not replayed, as 3 stored starts are needed (1):"
+    assert last == "  moe/mini-moe.burst tpot_ms.p50: 1"
+
+
+def test_json_has_every_figure(calibrate):
+    code, out, _ = calibrate("--json", "--unpaired", "--gpu", "cpu")
+    (group,) = json.loads(out)["groups"]
+    (gate,) = group["gates"]
+    assert code == 0
+    assert not group["paired"]
+    assert (gate["cell"], gate["metric"], gate["starts"]) == (CELL, "tpot_ms.p50", 4)
+    assert 0.4 < gate["smallest_change_caught"] < 2.0
+    assert group["red_nights_a_month"] == 0
+
+
+def test_the_same_seed_gives_the_same_figures(calibrate):
+    assert calibrate("--seed", "3") == calibrate("--seed", "3")
+
+
+def test_hardware_without_baselines_is_named(calibrate):
+    code, _, err = calibrate("--gpu", "h100")
+    assert code == 2
+    assert err == ("moeperf: error: no baselines of 'h100' in baselines: there are some of cpu\n")
+
+
+def test_a_number_below_one_is_refused(calibrate):
+    with pytest.raises(SystemExit, match="2"):
+        calibrate("--nights", "0")
