@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ENGINE ?=
 ARGS   ?=
 
-.PHONY: suites test lint bench bench-client clean
+.PHONY: suites test lint bench bench-client bench-judge clean
 
 # Everything in the environment comes from pyproject.toml; uv is its first resident.
 $(READY): pyproject.toml
@@ -31,6 +31,9 @@ bench: $(READY)
 
 bench-client: $(READY)
 	$(BIN)/python -m benchmarks.client $(ARGS)
+
+bench-judge: $(READY)
+	$(BIN)/python -m benchmarks.judge $(ARGS)
 
 clean:
 	rm -rf $(VENV) .moeperf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks dist build

@@ -60,10 +60,7 @@ def settings(folder):
         rules=Rules(),
         server_timeout_s=600.0,
         port=None,
-        baseline_dir=folder,
         out_dir=folder,
-        record=False,
-        tool_version="benchmark",
     )
 
 
