@@ -57,6 +57,8 @@ def test_wheel_holds_data_typing_and_fakes(wheel):
     assert {
         "pytest_moeperf/py.typed",
         "pytest_moeperf/schemas/baseline-1.json",
+        "pytest_moeperf/schemas/baseline-2.json",
+        "pytest_moeperf/schemas/waivers-1.json",
         "pytest_moeperf/schemas/run-1.json",
         "pytest_moeperf/catalogue/mini-moe.json",
         "pytest_moeperf/catalogue/tokenizer/tokenizer.json",
