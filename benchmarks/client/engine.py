@@ -9,6 +9,7 @@ same steps. The engine has one core and the clients another, so that neither slo
 """
 
 import argparse
+import operator
 import os
 import statistics
 import subprocess
@@ -122,20 +123,18 @@ def finished(client, load, process):
 
 
 def table(streams, reported):
-    """Medians over the turns, and how far ours is from theirs."""
+    """Medians over the turns; the ratio is taken in each turn, in which both saw the same."""
     ours, theirs = reported.values()
     head = "| streams | figure | moeperf load | vllm bench serve | ours ÷ theirs |"
     lines = [head, "|---:|---|---:|---:|---:|"]
     for name, (label, decimals) in FIGURES.items():
-        left, right = (
-            statistics.median(getattr(each, name) for each in side) if known(side, name) else None
-            for side in (ours, theirs)
-        )
-        if left is None or right is None:
+        if not (known(ours, name) and known(theirs, name)):
             continue
+        left, right = ([getattr(each, name) for each in side] for side in (ours, theirs))
+        ratio = statistics.median(map(operator.truediv, left, right))
         lines.append(
-            f"| {streams} | {label} | {left:.{decimals}f} | {right:.{decimals}f} | "
-            f"{left / right:.3f} |"
+            f"| {streams} | {label} | {statistics.median(left):.{decimals}f} | "
+            f"{statistics.median(right):.{decimals}f} | {ratio:.3f} |"
         )
     return "\n".join(lines)
 
