@@ -517,7 +517,7 @@ def test_a_connection_is_not_used_again_with_a_rest_to_send():
 
 def test_one_silent_stream_among_others_fails_alone():
     def script(number):
-        return [CHUNKED, chunk(EVENTS[0]), 30.0] if number == 0 else [0.1, GOOD]
+        return [CHUNKED, chunk(EVENTS[0]), 8.0] if number == 0 else [0.1, GOOD]
 
     with HostileServer(script) as server:
         played = records(server.url, closed(40, concurrency=2), stall_timeout_s=0.5)
