@@ -191,7 +191,7 @@ class MoeperfSession:
         self._gates = GATES_A_TEST * measuring
         if not measuring or session.config.option.collectonly or self._is_worker:
             return
-        from pytest_moeperf.store import ensure_writable  # noqa: PLC0415 - only for suites
+        from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - only for suites
 
         try:
             self.run.hardware  # noqa: B018 - resolves
@@ -311,9 +311,9 @@ class MoeperfSession:
         self.collected.failed |= told["failed"]
 
     def _write_reports(self) -> None:
+        from pytest_moeperf.files import append_text, write_text_atomic  # noqa: PLC0415
         from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
         from pytest_moeperf.report.summary import markdown  # noqa: PLC0415
-        from pytest_moeperf.store import append_text, write_text_atomic  # noqa: PLC0415
 
         report = self._report()
         path = self.options.out_dir / "run.json"

@@ -21,12 +21,9 @@ from pytest_moeperf.baseline_format import decode, encode
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import BaselineError, StorageError, UsageError
 from pytest_moeperf.files import (
-    append_text,
-    ensure_writable,
     locked,
     reason_of,
     write_all,
-    write_text_atomic,
 )
 from pytest_moeperf.waiver import Waiver, decode_waivers, encode_waivers
 
@@ -41,10 +38,8 @@ __all__ = [
     "Change",
     "Gate",
     "Recording",
-    "append_text",
     "baseline_path",
     "decoded",
-    "ensure_writable",
     "find",
     "load",
     "load_placed",
@@ -54,7 +49,6 @@ __all__ = [
     "remove",
     "schema",
     "write_baselines",
-    "write_text_atomic",
     "write_waivers",
 ]
 

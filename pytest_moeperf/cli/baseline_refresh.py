@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_moeperf import store
+from pytest_moeperf import files, store
 from pytest_moeperf.admission import refusals
 from pytest_moeperf.baseline import MAX_STARTS
 from pytest_moeperf.cli import baseline_options
@@ -153,7 +153,7 @@ def _show(
     changes = what_changed(old, new, today=baseline_options.today())
     unchanged = len(new) - len(changes)
     print(report.text(changes, unchanged=unchanged), end="")
-    store.write_text_atomic(_MARKDOWN, report.markdown(changes, unchanged=unchanged))
+    files.write_text_atomic(_MARKDOWN, report.markdown(changes, unchanged=unchanged))
     print(f"for the pull request: {_MARKDOWN}")
     if lowered := [lowering for change in changes for lowering in change.lowerings]:
         for line in waiver_advice(lowered, now, root=args.baseline_dir, than="what is stored"):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from pytest_moeperf import probe
 from pytest_moeperf.cache import cache_root
 from pytest_moeperf.errors import MoeperfError, UsageError
+from pytest_moeperf.files import ensure_writable
 from pytest_moeperf.gpu import resolve_hardware
 from pytest_moeperf.installs import installed, parse_engine, resolve
 from pytest_moeperf.loadgen import stamps
 from pytest_moeperf.models import catalogue
-from pytest_moeperf.store import ensure_writable
 
 if TYPE_CHECKING:
     import argparse

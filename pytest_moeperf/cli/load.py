@@ -103,7 +103,7 @@ def _plan(options: LoadOptions, model: ServedModel) -> Plan:
 
 def _export(played: Played, form: str, path: Path, *, seed: int) -> None:
     from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - when asked for
-    from pytest_moeperf.store import write_text_atomic  # noqa: PLC0415 - the same
+    from pytest_moeperf.files import write_text_atomic  # noqa: PLC0415 - the same
 
     exported = EXPORTS[form](
         played.repeat,

@@ -291,7 +291,7 @@ def _exports(texts: list[str]) -> dict[str, Path]:
     if not texts:
         return {}
     from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - when asked for
-    from pytest_moeperf.store import ensure_writable  # noqa: PLC0415 - the same
+    from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - the same
 
     exports: dict[str, Path] = {}
     for text in texts:

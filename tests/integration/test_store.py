@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_moeperf import store
+from pytest_moeperf import files, store
 from pytest_moeperf.baseline import Baseline
 from pytest_moeperf.baseline_format import encode
 from pytest_moeperf.errors import BaselineError, StorageError, UsageError
@@ -44,7 +44,7 @@ def recorded(root, path, make_recording):
     return path
 
 
-def files(folder):
+def names_in(folder):
     return sorted(str(found.relative_to(folder)) for found in folder.rglob("*") if found.is_file())
 
 
@@ -199,7 +199,7 @@ def test_a_flush_writes_once_and_says_what(root, path, recorded, make_recording,
     assert change.label == f"1 → 3 starts: {path}"
     assert (change.cell, change.before, change.after) == (CELL, before, path.read_text())
     assert writer.flush() == ()
-    assert files(root) == [f"cpu/vllm/{CELL}.json"]
+    assert names_in(root) == [f"cpu/vllm/{CELL}.json"]
 
 
 def test_a_start_that_another_session_added_meanwhile_is_kept(
@@ -242,7 +242,7 @@ def test_two_sessions_that_write_at_once_lose_nothing(root, path, make_recording
     assert sorted(start.start_id for start in stored.starts) == sorted(
         name for each in names for name in each
     )
-    assert files(root) == [f"cpu/vllm/{CELL}.json"]
+    assert names_in(root) == [f"cpu/vllm/{CELL}.json"]
 
 
 def test_who_writes_waits_for_who_holds_the_folder(root, recorded, make_recording, make_start):
@@ -327,13 +327,13 @@ def test_a_kill_in_the_middle_of_a_write_leaves_every_file_whole(
     )
     assert died.returncode == -signal.SIGKILL
     assert recorded.read_text() == before
-    assert any(name.endswith(".tmp") for name in files(root))
+    assert any(name.endswith(".tmp") for name in names_in(root))
     assert [baseline.cell for baseline in map(store.read, store.find(root))] == [CELL]
     writer = store.BaselineWriter(root)
     for recording in recordings:
         writer.add(recording)
     writer.flush()
-    assert files(root) == [f"cpu/vllm/{CELL}.json", "cpu/vllm/serving/zz.json"]
+    assert names_in(root) == [f"cpu/vllm/{CELL}.json", "cpu/vllm/serving/zz.json"]
 
 
 def test_a_file_of_version_1_is_extended_as_version_2(root, path, make_recording, make_start):
@@ -371,13 +371,13 @@ def test_waivers_are_no_baseline(root, recorded):
     assert store.read_waivers(root) == (waiver,)
     assert store.find(root) == (recorded,)
     store.write_waivers(root, [])
-    assert files(root) == [f"cpu/vllm/{CELL}.json"]
+    assert names_in(root) == [f"cpu/vllm/{CELL}.json"]
 
 
 def test_a_removed_baseline_leaves_no_empty_folder(root, recorded, make_recording):
     store.write_baselines(root, [Baseline.begun(make_recording(cell="moe/other"))])
     store.remove(root, [recorded])
-    assert files(root) == ["cpu/vllm/moe/other.json"]
+    assert names_in(root) == ["cpu/vllm/moe/other.json"]
     assert not recorded.parent.exists()
     store.remove(root, [root / "cpu/vllm/moe/other.json"])
     assert list(root.iterdir()) == []
@@ -430,7 +430,7 @@ def test_a_folder_that_links_elsewhere_is_not_written_through(tmp_path, root, ma
     writer.add(make_recording())
     with pytest.raises(StorageError, match="a link leads out of"):
         writer.flush()
-    assert files(outside) == []
+    assert names_in(outside) == []
 
 
 def test_a_file_that_links_elsewhere_is_replaced_and_not_written_through(
@@ -470,7 +470,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(recorded, writer, monk
         f"cannot write {recorded}: the disk is full; free some space and run again"
     )
     assert recorded.read_bytes() == before
-    assert files(root) == [f"cpu/vllm/{CELL}.json"]
+    assert names_in(root) == [f"cpu/vllm/{CELL}.json"]
     writer.flush()  # what was queued is not lost
     assert len(store.load(recorded, cell=CELL).starts) == 2
 
@@ -491,7 +491,7 @@ def test_when_the_second_file_does_not_fit_the_first_is_left_alone_too(
     with pytest.raises(StorageError, match=r"zz\.json: the disk is full"):
         writer.flush()
     assert recorded.read_bytes() == before
-    assert files(root) == [f"cpu/vllm/{CELL}.json"]
+    assert names_in(root) == [f"cpu/vllm/{CELL}.json"]
 
 
 @pytest.fixture
@@ -512,12 +512,12 @@ def small_disk(tmp_path):
 
 def test_a_really_full_disk_leaves_the_old_file(small_disk):
     path = small_disk / "run.json"
-    store.write_text_atomic(path, "old")
+    files.write_text_atomic(path, "old")
     with pytest.raises(StorageError, match="the disk is full; free some space"):
-        store.write_text_atomic(path, "x" * 200_000)
+        files.write_text_atomic(path, "x" * 200_000)
     assert path.read_text() == "old"
-    assert files(small_disk) == ["run.json"]
-    store.write_text_atomic(path, "x" * 30_000)  # the space came back
+    assert names_in(small_disk) == ["run.json"]
+    files.write_text_atomic(path, "x" * 30_000)  # the space came back
     assert len(path.read_text()) == 30_000
 
 
@@ -530,9 +530,9 @@ def test_an_interrupt_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        store.write_text_atomic(path, "new")
+        files.write_text_atomic(path, "new")
     assert path.read_text() == "old"
-    assert files(tmp_path) == ["run.json"]
+    assert names_in(tmp_path) == ["run.json"]
 
 
 @pytest.mark.parametrize(
@@ -552,16 +552,16 @@ def test_a_file_that_cannot_be_written_is_explained(tmp_path, monkeypatch, code,
 
     monkeypatch.setattr(os, "open", denied)
     with pytest.raises(StorageError) as caught:
-        store.write_text_atomic(tmp_path / "run.json", "x")
+        files.write_text_atomic(tmp_path / "run.json", "x")
     assert str(caught.value) == f"cannot write {tmp_path}/run.json: {reason}"
 
 
 def test_a_path_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("old")
     for attempt in (
-        lambda: store.write_text_atomic(tmp_path / "file" / "a" / "run.json", "x"),
-        lambda: store.ensure_writable(tmp_path / "file"),
-        lambda: store.ensure_writable(tmp_path / "file" / "a"),
+        lambda: files.write_text_atomic(tmp_path / "file" / "a" / "run.json", "x"),
+        lambda: files.ensure_writable(tmp_path / "file"),
+        lambda: files.ensure_writable(tmp_path / "file" / "a"),
     ):
         with pytest.raises(StorageError, match="a file is in the place of one of its folders"):
             attempt()
@@ -569,22 +569,22 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 
 
 def test_a_writable_folder_is_made_and_left_empty(tmp_path):
-    store.ensure_writable(tmp_path / "a" / "b")
-    assert files(tmp_path) == []
+    files.ensure_writable(tmp_path / "a" / "b")
+    assert names_in(tmp_path) == []
     assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_text_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "new" / "run.json"
-    store.write_text_atomic(path, json.dumps({"a": 1}))
-    store.write_text_atomic(path, "größe\n")
+    files.write_text_atomic(path, json.dumps({"a": 1}))
+    files.write_text_atomic(path, "größe\n")
     assert path.read_bytes() == "größe\n".encode()
 
 
 def test_a_text_is_added_to_what_others_wrote(tmp_path):
     path = tmp_path / "summary.md"
     path.write_text("theirs\n")
-    store.append_text(path, "größe\n")
+    files.append_text(path, "größe\n")
     assert path.read_bytes() == "theirs\ngröße\n".encode()
     with pytest.raises(StorageError, match="cannot write /dev/full: the disk is full"):
-        store.append_text(Path("/dev/full"), "x")
+        files.append_text(Path("/dev/full"), "x")

@@ -248,7 +248,7 @@ def test_a_full_disk_at_the_end_fails_the_session_and_keeps_the_old_baseline(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pytest_moeperf.files._staged", full)
-    monkeypatch.setattr("pytest_moeperf.store.ensure_writable", lambda _: None)
+    monkeypatch.setattr("pytest_moeperf.files.ensure_writable", lambda _: None)
     outcome = suite.run("--engine", f"vllm={server.url}", "--baseline", "record")
     assert outcome.code == pytest.ExitCode.TESTS_FAILED
     outcome.shows("error: cannot write *: the disk is full; free some space and run again")
