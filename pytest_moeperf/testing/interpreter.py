@@ -48,8 +48,12 @@ ENGINE_FLAGS = (
 FRONTEND_FIELDS = {"host": "str | None", "port": "int", "disable_uvicorn_access_log": "bool"}
 
 API_SERVER = """\
+import os
 import sys
 from pathlib import Path
+
+# aiohttp reads the certificates of the machine when it is imported; nothing here needs them.
+os.environ["SSL_CERT_FILE"] = os.devnull
 
 from pytest_moeperf.testing.process import main
 
