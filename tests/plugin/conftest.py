@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -272,6 +273,32 @@ def suite(pytester, model, python, monkeypatch):
     made = Suite(pytester, model, monkeypatch, python)
     made.write()
     return made
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Where `record` keeps what the tests of one module measured, by its arguments."""
+    folder = tmp_path_factory.mktemp("recordings")
+    return lambda arguments: folder / f"of-{abs(hash(arguments))}"
+
+
+@pytest.fixture
+def record(suite, recordings):
+    """Gives the suite its baselines: the first test of a module measures, others take a copy.
+
+    One module therefore records one suite and one engine per set of arguments.
+    """
+
+    def run(*arguments, **expected):
+        kept, baselines = recordings(arguments), suite.root / "baselines"
+        if kept.exists():
+            shutil.copytree(kept, baselines)
+            return
+        suite.run(*arguments, "--baseline", "record").counts(**expected)
+        shutil.rmtree(suite.root / ".moeperf")
+        shutil.copytree(baselines, kept)
+
+    return run
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ ISSUE = "https://github.com/vllm-project/vllm/issues/41306"
 
 
 @pytest.fixture
-def known(suite):
+def known(suite, record):
     """Says what is known of the engine, which has become three times as slow."""
     suite.write(SUITE)
     suite.script(ttft_ms=20, itl_ms=20)
-    suite.run("--baseline", "record").counts(passed=1)
+    record(passed=1)
     suite.script(ttft_ms=20, itl_ms=60)
     [path] = (suite.root / "baselines").rglob("*.json")
 

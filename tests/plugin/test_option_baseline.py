@@ -23,9 +23,9 @@ def slow_suite(suite):
 
 
 @pytest.fixture
-def recorded(slow_suite):
+def recorded(slow_suite, record):
     """The path of the baseline that a first run recorded."""
-    slow_suite.run("--baseline", "record").counts(passed=1)
+    record(passed=1)
     return slow_suite.root / "baselines" / "cpu" / "vllm" / f"{CELL}.json"
 
 

@@ -19,11 +19,11 @@ def test_single_stream(measure, moe, osl):
 
 
 @pytest.fixture
-def slowed(suite):
+def slowed(suite, record):
     """Two cells that are three times as slow as their baselines."""
     suite.write(SUITE)
     suite.script(ttft_ms=20, itl_ms=20)
-    suite.run("--baseline", "record").counts(passed=2)
+    record(passed=2)
     suite.script(ttft_ms=20, itl_ms=60)
     return suite
 

@@ -18,13 +18,11 @@ def test_ratio(measure, moe):
 
 
 @pytest.fixture
-def slowed(suite):
+def slowed(suite, record):
     """An engine that is three times as slow as its baseline."""
     suite.write(SUITE)
     suite.script(ttft_ms=20, itl_ms=20)
-    suite.run("--baseline", "record").counts(passed=1)
-    for log in (suite.root / ".moeperf" / "logs").glob("*.log"):
-        log.unlink()
+    record(passed=1)
     suite.script(ttft_ms=20, itl_ms=60)
     return suite
 
@@ -34,7 +32,7 @@ def test_a_doubtful_cell_is_measured_on_a_second_server_before_it_fails(slowed):
     outcome.counts(failed=1)
     outcome.shows(
         "  … start 2 of up to 2 for serving.load: starting tiny-moe",
-        "  REGRESSED itl_token_ms.p50: 6* ms*",
+        "  REGRESSED itl_token_ms.p50: * ms*",
         "    change +* % (*), p = *; unpaired, 2 starts",
     )
     assert len(outcome.logs) == 2
@@ -86,7 +84,7 @@ def test_an_attached_server_is_judged_by_its_one_start(suite, make_server):
     with make_server(itl_ms=30) as slow:
         outcome = suite.run("--engine", f"vllm={slow.url}")
     outcome.counts(failed=1)
-    outcome.shows("  REGRESSED itl_token_ms.p50: 3* ms*", "    change +*; unpaired, 1 start")
+    outcome.shows("  REGRESSED itl_token_ms.p50: * ms*", "    change +*; unpaired, 1 start")
 
 
 def test_the_bought_start_of_a_start_up_time_is_a_start(suite):

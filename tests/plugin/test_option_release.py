@@ -4,10 +4,10 @@ import pytest
 
 
 @pytest.fixture
-def doubtful(suite):
+def doubtful(suite, record):
     """A cell twice as slow as its baseline, and no time to find out whether that is noise."""
     suite.script(ttft_ms=20, itl_ms=20)
-    suite.run("--baseline", "record").counts(passed=1)
+    record(passed=1)
     suite.script(ttft_ms=20, itl_ms=40)
     return suite
 

@@ -108,46 +108,46 @@ def looks_like(suite, server, old_python, golden):
 
 
 @pytest.fixture
-def record(suite, exact, monkeypatch):
-    """Records the suite with 5 ms to the first token and 1 ms for each further one."""
+def standard(suite, exact, monkeypatch):
+    """The suite with 5 ms to the first token and 1 ms for each further one."""
     monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*engine):
-        suite.write(SUITE)
-        exact(ttft_ms=5, itl_ms=1)
-        outcome = suite.run(*engine, "--baseline", "record")
-        outcome.counts(passed=3, skipped=1)
-        return outcome
-
-    return run
+    suite.write(SUITE)
+    exact(ttft_ms=5, itl_ms=1)
+    return suite
 
 
-def test_a_recording_run(record, server, looks_like):
-    looks_like(record("--engine", f"vllm={server.url}"), "terminal-recording.txt")
+@pytest.fixture
+def recorded(standard, record):
+    """The same with the baselines of that, of an engine that was started."""
+    record(passed=3, skipped=1)
+    return standard
 
 
-def test_a_passing_run(record, suite, server, exact, looks_like):
+def test_a_recording_run(standard, server, looks_like):
+    outcome = standard.run("--engine", f"vllm={server.url}", "--baseline", "record")
+    outcome.counts(passed=3, skipped=1)
+    looks_like(outcome, "terminal-recording.txt")
+
+
+def test_a_passing_run(standard, record, server, exact, looks_like):
     attached = ("--engine", f"vllm={server.url}")
-    record(*attached)
+    record(*attached, passed=3, skipped=1)
     exact(ttft_ms=5.1, itl_ms=1.02)
-    looks_like(suite.run(*attached, "--repeats", "2"), "terminal-passing.txt")
+    looks_like(standard.run(*attached, "--repeats", "2"), "terminal-passing.txt")
 
 
-def test_a_failing_run(record, suite, exact, looks_like):
-    record()
+def test_a_failing_run(recorded, exact, looks_like):
     exact(ttft_ms=5.1, itl_ms=2)
-    looks_like(suite.run("--repeats", "2"), "terminal-failing.txt")
+    looks_like(recorded.run("--repeats", "2"), "terminal-failing.txt")
 
 
-def test_a_run_without_time_for_further_starts(record, suite, exact, looks_like):
-    record()
+def test_a_run_without_time_for_further_starts(recorded, exact, looks_like):
     exact(ttft_ms=5.1, itl_ms=2)
-    outcome = suite.run("--repeats", "2", "--max-minutes", "0")
+    outcome = recorded.run("--repeats", "2", "--max-minutes", "0")
     looks_like(outcome, "terminal-inconclusive.txt")
 
 
-def test_a_run_against_an_old_engine(record, suite, exact, looks_like, old_python):
-    record()
+def test_a_run_against_an_old_engine(recorded, exact, looks_like, old_python):
     exact(ttft_ms=5.1, itl_ms=2, old_itl_ms=1.01)
-    outcome = suite.run("--repeats", "2", "--against", f"vllm@{old_python}", "-k", "single")
+    outcome = recorded.run("--repeats", "2", "--against", f"vllm@{old_python}", "-k", "single")
     looks_like(outcome, "terminal-against.txt")
