@@ -18,8 +18,11 @@ $(READY): pyproject.toml
 suites: $(READY)
 	$(BIN)/pytest suites/ $(if $(ENGINE),--engine $(ENGINE)) $(ARGS)
 
+# Four workers on two cores too: tests wait for slow servers half of their time. Each worker would
+# otherwise compile all test modules anew.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY)
-	$(BIN)/pytest tests/ -n auto --maxprocesses 4 -p no:benchmark $(ARGS)
+	$(BIN)/pytest tests/ -n 4 -p no:benchmark $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check
