@@ -98,4 +98,16 @@ class FakeEngine:
         self._url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         self._started.set()
         await self._stop.wait()
+        # A connection that is not yet made when its server closes would never be closed itself.
+        while connecting := _connecting():
+            await asyncio.gather(*connecting, return_exceptions=True)
         await runner.cleanup()
+
+
+def _connecting() -> list[asyncio.Task[object]]:
+    """The tasks by which the loop makes connections of what it accepted."""
+    return [
+        task
+        for task in asyncio.all_tasks()
+        if getattr(task.get_coro(), "__name__", "") == "_accept_connection2"
+    ]
