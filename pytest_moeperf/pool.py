@@ -1,9 +1,13 @@
-"""Keeps servers running for as long as they are used and fit; one measuring session a machine."""
+"""Keeps servers running for as long as they are used and fit.
+
+One session at a time measures on a CPU; on GPUs each has its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
@@ -11,11 +15,15 @@ from typing import TYPE_CHECKING, Self
 from pytest_moeperf.cache import cache_root, exclusive
 from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.errors import ServerStartError, UsageError
+from pytest_moeperf.gpulease import GpuLease, holder
+from pytest_moeperf.hardware import nearest
 from pytest_moeperf.launch import start_server
 from pytest_moeperf.memory import weight_bytes
 from pytest_moeperf.server import RunningServer, Shutdown, attach_server
+from pytest_moeperf.telemetry import await_free, occupancy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -29,6 +37,9 @@ Announce = Callable[[str, str], None]
 """Gets what is being waited for and a detail of it that changes, often."""
 
 GIB = 2**30
+PATIENCE_S = 3600.0
+"""With another session; the largest ones take that long."""
+POLL_S = 0.5
 MEMORY_RESERVE = 0.9
 """Share of the available memory that servers may fill; the page cache and others need some."""
 
@@ -39,7 +50,7 @@ class MachineLease:
     The lock ends with the process, however that ends.
     """
 
-    def __init__(self, *, folder: Path | None = None, timeout_s: float = 3600.0) -> None:
+    def __init__(self, *, folder: Path | None = None, timeout_s: float = PATIENCE_S) -> None:
         self._folder = cache_root() if folder is None else folder
         self._timeout_s = timeout_s
         self._lock: ExitStack | None = None
@@ -92,7 +103,8 @@ class MachineLease:
 class ServerPool:
     """Running servers by spec. Equal specs share one; the one unused longest makes room.
 
-    The first use claims the machine, `close` ends all servers and frees it.
+    On a CPU the first use claims the machine, on GPUs each server leases its own. `close` ends all
+    servers and frees everything.
     """
 
     def __init__(
@@ -104,6 +116,8 @@ class ServerPool:
         port: int | None = None,
         on_progress: Announce | None = None,
         lease: MachineLease | None = None,
+        gpu_folder: Path | None = None,
+        gpu_timeout_s: float = PATIENCE_S,
     ) -> None:
         self._hardware = hardware
         self._log_dir = log_dir
@@ -111,8 +125,12 @@ class ServerPool:
         self._port = port
         self._announce = on_progress or _no_progress
         self._lease = MachineLease() if lease is None else lease
+        self._gpu_folder = gpu_folder
+        self._gpu_timeout_s = gpu_timeout_s
         self._servers: dict[ServerSpec, RunningServer] = {}
         """In the order of their last use."""
+        self._gpus: dict[str, GpuLease] = {}
+        """By the start that they are leased for."""
 
     def __enter__(self) -> Self:
         return self
@@ -139,10 +157,12 @@ class ServerPool:
             UsageError: See `start_server` and `attach_server`.
             ServerStartError: It did not become ready, or the machine did not become free.
         """
-        self._lease.acquire(on_progress=self._announce)
+        attached = spec.engine is not None and spec.engine.url is not None
+        if attached or not self._hardware.gpus:
+            self._lease.acquire(on_progress=self._announce)
         server = self._servers.pop(spec, None)
         if server is not None and not server.alive:
-            server.stop()
+            self._end(server)
             server = None
         if server is None:
             server = self._open(spec, model)
@@ -156,7 +176,7 @@ class ServerPool:
             UsageError: It was attached and is not ours to end.
         """
         self._servers = {s: other for s, other in self._servers.items() if other is not server}
-        server.stop()
+        self._end(server)
         if server.shutdown is None:
             raise UsageError(f"{server.url}: an attached server is not stopped by this plugin")
         return server.shutdown
@@ -166,13 +186,44 @@ class ServerPool:
         with ExitStack() as stack:
             stack.callback(self._lease.release)
             for server in self._servers.values():
-                stack.callback(server.stop)
+                stack.callback(self._end, server)
             self._servers = {}
+
+    def _end(self, server: RunningServer) -> None:
+        """Stop it and give its GPUs back; its guardian kept them as well until it was gone."""
+        try:
+            server.stop()
+        finally:
+            if lease := self._gpus.pop(server.start_id, None):
+                lease.release()
 
     def _open(self, spec: ServerSpec, model: ModelDirectory) -> RunningServer:
         if spec.engine is not None and spec.engine.url is not None:
             return attach_server(spec, spec.engine, model=model.name)
-        gpus = self._make_room(spec, model)
+        driver = engine_driver(spec.engine.engine if spec.engine is not None else "vllm")
+        if not self._hardware.gpus:
+            environment = {**os.environ, **dict(spec.env)}
+            weights_gib = weight_bytes(model.architecture) / GIB
+            needed_gib = driver.memory_gib(environment, weights_gib=weights_gib)
+            while needed_gib > _available_gib() * MEMORY_RESERVE and self._evict():
+                pass
+            return self._start(spec, model)
+        lease = self._lease_gpus(spec, driver.gpus_needed(spec))
+        try:
+            server = self._start(spec, model, lease)
+        except BaseException:
+            lease.release()
+            raise
+        self._gpus[server.start_id] = lease
+        return server
+
+    def _start(
+        self, spec: ServerSpec, model: ModelDirectory, lease: GpuLease | None = None
+    ) -> RunningServer:
+        uuids = lease.uuids if lease is not None else ()
+        gpus = tuple(gpu for gpu in self._hardware.gpus if gpu.uuid in uuids)
+        if gpus:
+            await_free(gpus, on_wait=self._announce)
         return start_server(
             spec,
             model,
@@ -182,39 +233,64 @@ class ServerPool:
             # The chosen port serves one server at a time; further ones take free ports.
             port=None if self._port in {server.port for server in self.running} else self._port,
             gpus=gpus,
+            held=lease.descriptors if lease is not None else (),
             on_progress=lambda phase, _elapsed_s: self._announce(f"starting {spec.label}", phase),
         )
 
-    def _make_room(self, spec: ServerSpec, model: ModelDirectory) -> tuple[Gpu, ...]:
-        """Stop as many servers as the new one needs; return the GPUs that it gets."""
-        driver = engine_driver(spec.engine.engine if spec.engine is not None else "vllm")
-        if self._hardware.gpus:
-            count = driver.gpus_needed(spec)
-            self._evict_until(lambda: len(self._free_gpus()) >= count)
-            free = self._free_gpus()
-            if len(free) < count:
-                raise ServerStartError(
-                    f"{spec.label}: needs {count} GPUs, this machine has {len(free)} to use"
-                )
-            return free[:count]
-        environment = {**os.environ, **dict(spec.env)}
-        weights_gib = weight_bytes(model.architecture) / GIB
-        needed_gib = driver.memory_gib(environment, weights_gib=weights_gib)
-        self._evict_until(lambda: needed_gib <= _available_gib() * MEMORY_RESERVE)
-        return ()
+    def _lease_gpus(self, spec: ServerSpec, count: int) -> GpuLease:
+        """Lease GPUs near to each other: free ones, those of own servers, or what others give back.
 
-    def _evict_until(self, fits: Callable[[], bool]) -> None:
-        while not fits():
-            started = (server for server in self.running if server.process is not None)
-            unused_longest = next(started, None)
-            if unused_longest is None:
-                return
-            self._announce(f"stopping {unused_longest.spec.label}", "to make room")
-            self.stop(unused_longest)
+        All are taken at once and none is kept while waiting, so that two sessions which want each
+        other's cannot wait for ever.
+        """
+        here = self._hardware.gpus
+        if count > len(here):
+            raise ServerStartError(
+                f"{spec.label}: needs {count} GPUs, this machine has {len(here)} to use"
+            )
+        began = time.monotonic()
+        while True:
+            free = _idle_first(self._free_gpus())
+            for chosen in nearest(free, count, self._hardware.links):
+                uuids = [gpu.uuid for gpu in chosen]
+                if lease := GpuLease.take(uuids, folder=self._gpu_folder):
+                    return lease
+            if not self._evict():
+                self._await_others(time.monotonic() - began)
+
+    def _await_others(self, waited_s: float) -> None:
+        holders = {
+            gpu.index: holder(gpu.uuid, folder=self._gpu_folder) for gpu in self._free_gpus()
+        }
+        sessions = sorted({pid for pid in holders.values() if pid is not None})
+        who = f" (pid {', '.join(map(str, sessions))})" if sessions else ""
+        if waited_s > self._gpu_timeout_s:
+            raise ServerStartError(
+                f"another session{who} has used the GPUs for the last {self._gpu_timeout_s:g} s; "
+                "wait for it or stop it"
+            )
+        self._announce("waiting for GPUs", f"another session uses them{who}")
+        time.sleep(POLL_S)
+
+    def _evict(self) -> bool:
+        """Stop the server unused longest; False if none is left that was started here."""
+        started = (server for server in self.running if server.process is not None)
+        unused_longest = next(started, None)
+        if unused_longest is None:
+            return False
+        self._announce(f"stopping {unused_longest.spec.label}", "to make room")
+        self.stop(unused_longest)
+        return True
 
     def _free_gpus(self) -> tuple[Gpu, ...]:
-        taken = {uuid for server in self._servers.values() for uuid in server.gpu_ids}
+        taken = {uuid for lease in self._gpus.values() for uuid in lease.uuids}
         return tuple(gpu for gpu in self._hardware.gpus if gpu.uuid not in taken)
+
+
+def _idle_first(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """Those where somebody computes last: memory comes back by itself, a process may stay."""
+    seen = occupancy(gpu.uuid for gpu in gpus)
+    return sorted(gpus, key=lambda gpu: (bool(seen[gpu.uuid].pids), not seen[gpu.uuid].free))
 
 
 def _available_gib() -> float:

@@ -60,9 +60,17 @@ class GuardedProcess:
     """A process group that ends with this process, however this process ends."""
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str], log: Path, scratch: Path
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        scratch: Path,
+        held: Sequence[int] = (),
     ) -> None:
         """Start `command`; its output goes to `log`, and `scratch` is removed after it.
+
+        `held` are descriptors of locks that last until nothing of the command is left.
 
         Raises:
             ServerStartError: The command cannot be executed.
@@ -76,6 +84,8 @@ class GuardedProcess:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=dict(env),
+                # The guardian's alone: what it starts inherits none.
+                pass_fds=tuple(held),
                 # Not reached by the terminal's Ctrl-C, nor by a kill of the session's group.
                 start_new_session=True,
             )

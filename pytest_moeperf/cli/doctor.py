@@ -12,15 +12,17 @@ from pytest_moeperf.cache import cache_root
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.files import ensure_writable
 from pytest_moeperf.gpu import resolve_hardware
+from pytest_moeperf.hardware import CPU
 from pytest_moeperf.installs import installed, parse_engine, resolve
 from pytest_moeperf.loadgen import stamps
 from pytest_moeperf.models import catalogue
+from pytest_moeperf.telemetry import occupancy
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from pytest_moeperf.hardware import Hardware
+    from pytest_moeperf.hardware import Gpu, Hardware
 
 HELP = "Show what this machine has, what is missing, and the command that mends it"
 
@@ -62,8 +64,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checks() -> Iterator[Check]:
-    hardware = resolve_hardware("auto")
+    try:
+        hardware = resolve_hardware("auto")
+    except UsageError as error:
+        yield Check(name="hardware", ok=False, found="not usable", remedy=str(error))
+        hardware = resolve_hardware(CPU)
     yield Check(name="hardware", ok=True, found=f"{hardware.name}: {hardware.label}")
+    yield from _gpus(hardware)
     yield _memory()
     yield _cache()
     yield _disk()
@@ -74,6 +81,44 @@ def _checks() -> Iterator[Check]:
         ok=True,
         found=", ".join(name for name, entry in catalogue().items() if entry.small),
     )
+
+
+def _gpus(hardware: Hardware) -> Iterator[Check]:
+    """Each GPU as the driver tells it, and whether a server could be started on it now."""
+    if hardware.gpus:
+        driver = hardware.gpus[0].driver
+        yield Check(name="driver", ok=True, found=driver or "its version is not told")
+    seen = occupancy(gpu.uuid for gpu in hardware.gpus)
+    for gpu in hardware.gpus:
+        now = seen[gpu.uuid]
+        yield Check(
+            name=f"gpu {gpu.index}",
+            ok=now.free,
+            found=", ".join(
+                [*_facts(gpu, hardware), "free" if now.free else f"in use: {now.label}"]
+            ),
+            remedy="" if now.free else "end what runs there: nvidia-smi lists it",
+        )
+
+
+def _facts(gpu: Gpu, hardware: Hardware) -> Iterator[str]:
+    yield f"{gpu.name}, {gpu.memory_gib:.1f} GiB"
+    if gpu.power_limit_w is not None:
+        nominal = hardware.facts.nominal_power_w if hardware.facts is not None else None
+        lowered = nominal is not None and gpu.power_limit_w < nominal
+        yield f"{gpu.power_limit_w:g} W" + (f" (made for {nominal:g} W)" if lowered else "")
+    if gpu.ecc is not None:
+        yield "ECC on" if gpu.ecc else "ECC off"
+    if gpu.pcie is not None:
+        yield f"PCIe {gpu.pcie}"
+    index = {each.uuid: each.index for each in hardware.gpus}
+    reached: dict[str, list[int]] = {}
+    for link in hardware.links:
+        if gpu.uuid in {link.first, link.second}:
+            other = link.second if gpu.uuid == link.first else link.first
+            reached.setdefault(link.kind, []).append(index[other])
+    for kind, others in reached.items():
+        yield f"{kind} to gpu {' and '.join(map(str, others))}"
 
 
 def _memory() -> Check:

@@ -4,15 +4,22 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pytest_moeperf import pool as pool_module
 from pytest_moeperf.errors import ServerStartError, UsageError
-from pytest_moeperf.hardware import Gpu
+from pytest_moeperf.gpu import detect_gpus, detect_links
+from pytest_moeperf.hardware import Gpu, Link
 from pytest_moeperf.pool import MachineLease, ServerPool
 from pytest_moeperf.records import EngineInstall
 from pytest_moeperf.testing import FakeEngine
+from pytest_moeperf.testing.nvml import RecordedNvml
+
+GIB = 2**30
+RECORDING = Path(__file__).parents[1] / "data" / "nvml" / "2x-h200.json"
+WITHOUT_DRIVER = {"system": {"nvmlInit": {"error": 12}}, "gpus": []}
 
 HOLDER = """\
 import sys, time
@@ -30,7 +37,15 @@ def make_pool(machine, tmp_path):
 
     def make(hardware=machine, **options):
         lease = MachineLease(folder=tmp_path / "lease")
-        pools.append(ServerPool(hardware, log_dir=tmp_path / "logs", lease=lease, **options))
+        pools.append(
+            ServerPool(
+                hardware,
+                log_dir=tmp_path / "logs",
+                lease=lease,
+                gpu_folder=tmp_path / "gpus",
+                **options,
+            )
+        )
         return pools[-1]
 
     yield make
@@ -102,11 +117,23 @@ def test_a_server_that_never_fits_is_still_tried(make_pool, make_spec, model, mo
     assert make_pool().acquire(make_spec(), model).alive
 
 
-def test_gpus_are_handed_out_and_taken_back(make_pool, make_spec, model, machine):
-    gpus = tuple(
-        Gpu(index=i, name="NVIDIA H200", memory_gib=141.0, uuid=f"GPU-{i}") for i in range(3)
-    )
-    pool = make_pool(replace(machine, name="h200", gpus=gpus))
+@pytest.fixture
+def with_gpus(machine, monkeypatch):
+    """Makes hardware of so many GPUs; the machine's own driver is not asked."""
+    monkeypatch.setitem(sys.modules, "pynvml", RecordedNvml(WITHOUT_DRIVER))
+
+    def make(count, *links):
+        gpus = tuple(
+            Gpu(index=i, name="NVIDIA H200", memory_gib=141.0, uuid=f"GPU-{i}")
+            for i in range(count)
+        )
+        return replace(machine, name="h200", gpus=gpus, links=tuple(Link(*link) for link in links))
+
+    return make
+
+
+def test_gpus_are_handed_out_and_taken_back(make_pool, make_spec, model, with_gpus):
+    pool = make_pool(with_gpus(3))
     two = replace(make_spec(), tensor_parallel_size=2)
     first = pool.acquire(two, model)
     second = pool.acquire(make_spec(itl_ms=2), model)
@@ -117,11 +144,127 @@ def test_gpus_are_handed_out_and_taken_back(make_pool, make_spec, model, machine
     assert third.gpu_ids == ("GPU-0",)
 
 
-def test_more_gpus_than_there_are_is_an_error(make_pool, make_spec, model, machine):
-    gpu = Gpu(index=0, name="NVIDIA H200", memory_gib=141.0, uuid="GPU-0")
-    pool = make_pool(replace(machine, name="h200", gpus=(gpu,)))
+def test_gpus_that_are_near_to_each_other_go_together(make_pool, make_spec, model, with_gpus):
+    hardware = with_gpus(3, ("GPU-0", "GPU-1", "SYS"), ("GPU-1", "GPU-2", "NV18"))
+    server = make_pool(hardware).acquire(replace(make_spec(), tensor_parallel_size=2), model)
+    assert server.gpu_ids == ("GPU-1", "GPU-2")
+
+
+@pytest.fixture
+def two_h200(machine, monkeypatch):
+    """Hardware and driver of two recorded GPUs."""
+    nvml = RecordedNvml(RECORDING)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus = detect_gpus()
+    return replace(machine, name="h200", gpus=gpus, links=detect_links(gpus)), nvml
+
+
+def test_a_gpu_on_which_others_compute_is_taken_last(make_pool, make_spec, model, two_h200):
+    hardware, nvml = two_h200
+    nvml.change(0, "nvmlDeviceGetComputeRunningProcesses", [{"pid": 1, "usedGpuMemory": 1}])
+    assert make_pool(hardware).acquire(make_spec(), model).gpu_ids == (nvml.uuids[1],)
+
+
+def test_a_server_starts_when_the_memory_of_its_gpus_is_back(make_pool, make_spec, model, two_h200):
+    hardware, nvml = two_h200
+    told = []
+    pool = make_pool(hardware, on_progress=lambda phase, detail: told.append((phase, detail)))
+    # Looked at for the choice, then while it is waited for.
+    used = [{"total": 141 * GIB, "used": gib * GIB, "free": 0} for gib in (120, 120, 30, 0)]
+    nvml.change(1, "nvmlDeviceGetMemoryInfo", {"series": used})
+    server = pool.acquire(replace(make_spec(), tensor_parallel_size=2), model)
+    assert server.gpu_ids == nvml.uuids
+    assert [each for each in told if not each[0].startswith("starting")] == [
+        ("waiting for GPU memory", "GPU 1 (120.0 GiB used)"),
+        ("waiting for GPU memory", "GPU 1 (30.0 GiB used)"),
+    ]
+
+
+def test_two_sessions_measure_on_a_gpu_each(make_pool, make_spec, model, with_gpus):
+    here, there = make_pool(with_gpus(2)), make_pool(with_gpus(2))
+    first = here.acquire(make_spec(), model)
+    second = there.acquire(make_spec(), model)
+    assert (first.gpu_ids, second.gpu_ids) == (("GPU-0",), ("GPU-1",))
+    # Of its own GPU a session may make use again, of the other's it may not.
+    third = here.acquire(make_spec(itl_ms=2), model)
+    assert third.gpu_ids == ("GPU-0",)
+    assert not first.alive
+    assert second.alive
+
+
+def test_a_session_that_needs_the_others_gpu_gives_up_its_own_and_waits(
+    make_pool, make_spec, model, with_gpus
+):
+    told = []
+
+    def announce(phase, detail):
+        told.append((phase, detail))
+        if phase == "waiting for GPUs":
+            there.close()
+
+    here = make_pool(with_gpus(2), on_progress=announce)
+    there = make_pool(with_gpus(2))
+    first = here.acquire(make_spec(), model)
+    there.acquire(make_spec(), model)
+    server = here.acquire(replace(make_spec(), tensor_parallel_size=2), model)
+    assert server.gpu_ids == ("GPU-0", "GPU-1")
+    assert not first.alive
+    waiting = f"another session uses them (pid {os.getpid()})"
+    assert [each for each in told if not each[0].startswith("starting")] == [
+        ("stopping mini-moe", "to make room"),
+        ("waiting for GPUs", waiting),
+    ]
+
+
+def test_a_session_gives_up_on_gpus_after_its_patience(make_pool, make_spec, model, with_gpus):
+    make_pool(with_gpus(1)).acquire(make_spec(), model)
+    with pytest.raises(ServerStartError) as caught:
+        make_pool(with_gpus(1), gpu_timeout_s=0.1).acquire(make_spec(), model)
+    assert str(caught.value) == (
+        f"another session (pid {os.getpid()}) has used the GPUs for the last 0.1 s; wait for it or "
+        "stop it"
+    )
+
+
+def test_a_server_that_does_not_start_gives_its_gpus_back(make_pool, make_spec, model, with_gpus):
+    with pytest.raises(ServerStartError, match="the engine ended before it was ready"):
+        make_pool(with_gpus(1)).acquire(make_spec(start_exit_code=3), model)
+    other = make_pool(with_gpus(1), gpu_timeout_s=0.0)
+    assert other.acquire(make_spec(), model).alive
+
+
+def test_a_server_on_gpus_does_not_keep_the_machine(
+    make_pool, make_spec, model, with_gpus, tmp_path
+):
+    make_pool(with_gpus(1)).acquire(make_spec(), model)
+    other = MachineLease(folder=tmp_path / "lease", timeout_s=0)
+    other.acquire()
+    other.release()
+
+
+def test_a_start_on_gpus_tells_what_may_explain_a_difference(
+    make_pool, make_spec, model, with_gpus
+):
+    plain = with_gpus(2, ("GPU-0", "GPU-1", "NV18"))
+    gpus = tuple(replace(gpu, driver="580.159.04", power_limit_w=700.0) for gpu in plain.gpus)
+    pool = make_pool(replace(plain, gpus=gpus))
+    server = pool.acquire(replace(make_spec(), tensor_parallel_size=2), model)
+    expected = {
+        "cpu_model": "Test CPU",
+        "cpu_cores": "2",
+        "gpu_driver": "580.159.04",
+        "gpu_power_limit_w": "700",
+        "gpu_links": "NV18",
+    }
+    assert expected.items() <= server.environment.items()
+    alone = make_pool(with_gpus(3)).acquire(make_spec(), model).environment
+    assert not {"gpu_driver", "gpu_power_limit_w", "gpu_links"} & alone.keys()
+
+
+def test_more_gpus_than_there_are_is_an_error(make_pool, make_spec, model, with_gpus):
     with pytest.raises(ServerStartError, match="mini-moe tp4: needs 4 GPUs, this machine has 1"):
-        pool.acquire(replace(make_spec(), tensor_parallel_size=4), model)
+        make_pool(with_gpus(1)).acquire(replace(make_spec(), tensor_parallel_size=4), model)
 
 
 def test_an_attached_server_is_never_stopped(make_pool, make_spec, model):
@@ -167,3 +310,13 @@ def test_the_lease_names_its_holder(tmp_path):
     lease.acquire()
     assert (tmp_path / "machine.pid").read_text() == str(os.getpid())
     lease.release()
+
+
+def test_an_engine_is_told_its_gpus_as_the_driver_counts_them(
+    make_pool, make_spec, model, with_gpus
+):
+    here, there = make_pool(with_gpus(2)), make_pool(with_gpus(2))
+    here.acquire(make_spec(), model)
+    server = there.acquire(make_spec(), model)
+    words = Path(f"/proc/{server.pid}/environ").read_text().split("\0")
+    assert {"CUDA_VISIBLE_DEVICES=1", "CUDA_DEVICE_ORDER=PCI_BUS_ID"} <= set(words)

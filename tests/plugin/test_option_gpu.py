@@ -23,7 +23,8 @@ def gpus(monkeypatch):
 def test_an_unknown_class_is_an_error_that_lists_the_known(suite, gpus):
     outcome = suite.run("--gpu", "h9000")
     assert outcome.usage_error == (
-        "ERROR: --gpu h9000: unknown; valid are auto, cpu, h200, h100, a100, b200, l40s; "
+        "ERROR: --gpu h9000: unknown; valid are auto, cpu, a100, a100-40gb, a100-pcie, "
+        "a100-pcie-40gb, b200, h100, h100-nvl, h100-pcie, h200, h200-nvl, l40s; "
         "this machine has no NVIDIA GPU"
     )
 
