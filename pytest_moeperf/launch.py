@@ -19,9 +19,11 @@ from pytest_moeperf.endpoint import Endpoint
 from pytest_moeperf.engines import EngineFacts, Launch, engine_driver
 from pytest_moeperf.errors import ServerStartError, StorageError, UsageError
 from pytest_moeperf.features import features
+from pytest_moeperf.gate import COLD, ENGINE_CACHES
 from pytest_moeperf.process import GuardedProcess
 from pytest_moeperf.redaction import Redactor
 from pytest_moeperf.server import RunningServer, ServerLog
+from pytest_moeperf.telemetry import compute_pids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +53,7 @@ def start_server(
     timeout_s: float = 600.0,
     port: int | None = None,
     gpus: tuple[Gpu, ...] = (),
+    held: tuple[int, ...] = (),
     on_progress: Progress | None = None,
 ) -> RunningServer:
     """Start a server for `spec` on `model` and wait until it is ready.
@@ -63,6 +66,7 @@ def start_server(
         timeout_s: Patience with the start.
         port: None takes a free one.
         gpus: The GPUs that are its own; none: it runs on the CPU.
+        held: Descriptors of locks that last as long as anything of the server does.
         on_progress: Is called several times a second.
 
     Raises:
@@ -77,6 +81,7 @@ def start_server(
     engine.check_flags(spec, found.flags, label=spec.engine.label)
     chosen_port = _free_port() if port is None else _check_port(port)
     log_path = _new_log(log_dir, spec)
+    uuids = tuple(gpu.uuid for gpu in gpus)
     launch = Launch(
         model_path=model.path,
         served_name=model.name,
@@ -84,9 +89,11 @@ def start_server(
         port=chosen_port,
         scratch=Path(tempfile.mkdtemp(prefix="moeperf-")),
         core_ids=hardware.core_ids,
-        gpu_ids=tuple(gpu.uuid for gpu in gpus),
+        gpu_ids=tuple(str(gpu.index) for gpu in gpus),
     )
-    env = engine.env(spec, launch, os.environ)
+    # Else CUDA counts the fastest GPU first, and the driver does not.
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if gpus else {}
+    env = engine.env(spec, launch, {**os.environ, **order})
     command = [str(spec.engine.python), *engine.argv(spec, launch)]
     redactor = Redactor.of(env)
     start = _Start(
@@ -99,7 +106,7 @@ def start_server(
         on_progress=on_progress or _no_progress,
         began=time.monotonic(),
     )
-    process = GuardedProcess(command, env=env, log=log_path, scratch=launch.scratch)
+    process = GuardedProcess(command, env=env, log=log_path, scratch=launch.scratch, held=held)
     try:
         startup_s = start.wait(process)
         process.note_shared_memory()
@@ -120,8 +127,9 @@ def start_server(
         command=start.command,
         startup_s=startup_s,
         facts=facts,
-        environment=_environment(engine, env, facts, found),
-        gpu_ids=launch.gpu_ids,
+        environment=_environment(engine, env, facts, found) | _gpu_environment(hardware, gpus),
+        gpu_ids=uuids,
+        gpu_pids=compute_pids(uuids) if uuids else frozenset(),
     )
 
 
@@ -192,9 +200,27 @@ def _environment(
         recorded["moe_backend"] = facts.moe_backend
     if facts.moe_config is not None:
         recorded["moe_config"] = facts.moe_config
+    if facts.caches_cold is not None:
+        recorded[ENGINE_CACHES] = COLD if facts.caches_cold else "warm"
     quota = probe.cpu_quota()
     if quota is not None:
         recorded["cpu_quota"] = f"{quota:g}"
+    return recorded
+
+
+def _gpu_environment(hardware: Hardware, gpus: tuple[Gpu, ...]) -> dict[str, str]:
+    """The same of the GPUs of a server, and of the machine around them."""
+    if not gpus:
+        return {}
+    used = {gpu.uuid for gpu in gpus}
+    recorded = {"cpu_model": hardware.cpu_model, "cpu_cores": str(hardware.cpu_cores)}
+    limits = {gpu.power_limit_w for gpu in gpus if gpu.power_limit_w is not None}
+    told = {
+        "gpu_driver": {gpu.driver for gpu in gpus if gpu.driver is not None},
+        "gpu_power_limit_w": {f"{limit:g}" for limit in limits},
+        "gpu_links": {link.kind for link in hardware.links if {link.first, link.second} <= used},
+    }
+    recorded.update({name: ", ".join(sorted(values)) for name, values in told.items() if values})
     return recorded
 
 

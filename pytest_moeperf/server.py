@@ -19,6 +19,8 @@ from pytest_moeperf.engines import EngineFacts, engine_driver, growth
 from pytest_moeperf.errors import ServerDiedError, ServerHungError, UsageError
 from pytest_moeperf.process import Shutdown
 from pytest_moeperf.redaction import Redactor
+from pytest_moeperf.timeline import Life
+from pytest_moeperf.warmup import Met
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Observation", "RunningServer", "ServerLog", "Shutdown", "attach_server"]
 
-PATIENCE_S = 20.0
-"""Between SIGTERM and SIGKILL."""
 TAIL_LINES = 20
 ANSWER_S = 30.0
 """A loaded server may take its time to answer a question."""
@@ -105,6 +105,9 @@ class RunningServer:
     environment: Mapping[str, str] = field(default_factory=dict)
     """What may explain a difference to another start."""
     gpu_ids: tuple[str, ...] = ()
+    """UUIDs of the GPUs that are its own."""
+    gpu_pids: frozenset[int] = frozenset()
+    """Its processes on these GPUs, as the driver numbers them."""
     api_key: str | None = field(default=None, repr=False)
     """Sent with every request to an attached server."""
     shutdown: Shutdown | None = None
@@ -113,6 +116,8 @@ class RunningServer:
     """What the prefix cache keeps at a time: as the server tells, else vLLM's usual size."""
     warm: bool = False
     """Whether a workload was played on it until it was steady."""
+    met: Met = field(default_factory=Met)
+    """The shapes of load that it has met, so that they need no warm-up again."""
     _ready_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -145,6 +150,12 @@ class RunningServer:
     def alive(self) -> bool:
         """Whether it was neither stopped nor ended by itself; an attached one counts as alive."""
         return self.shutdown is None and not (self.process is not None and self.process.ended)
+
+    @property
+    def life(self) -> Life:
+        """What this start cost so far."""
+        stopping_s = self.shutdown.seconds if self.shutdown is not None else 0.0
+        return Life(self.spec, startup_s=self.startup_s or 0.0, stopping_s=stopping_s)
 
     def check_alive(self) -> None:
         """Raise `ServerDiedError` with the end of its log if the process is gone; cheap."""
@@ -194,7 +205,13 @@ class RunningServer:
             time.sleep(0.05)
 
     def reset_prefix_cache(self) -> bool:
-        """Empty the prefix cache; False where an attached server does not offer that."""
+        """Empty the prefix cache; False where an attached server does not offer that.
+
+        A server that keeps no prefixes is left alone: SGLang also gives memory back to the driver,
+        and the next request would have to fetch it again.
+        """
+        if self.process is not None and not self.engine.caches_prefixes(self.spec):
+            return True
         return self._ask(self.engine.reset_prefix_cache_path, post=True).ok
 
     @contextmanager
@@ -215,7 +232,7 @@ class RunningServer:
         `shutdown` tells the details. Stopping twice does nothing.
         """
         if self.shutdown is None and self.process is not None:
-            shutdown = self.process.stop(patience_s=PATIENCE_S)
+            shutdown = self.process.stop(patience_s=self.engine.patience_s)
             self.shutdown = replace(shutdown, port_open=_accepts(self.url))
         return self.shutdown.seconds if self.shutdown is not None else 0.0
 

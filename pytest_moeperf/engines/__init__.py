@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pytest_moeperf.engines.base import Engine, EngineFacts, Launch, growth
+from pytest_moeperf.engines.sglang import Sglang
 from pytest_moeperf.engines.vllm import Vllm
 from pytest_moeperf.errors import UsageError
 
 __all__ = ["ENGINES", "Engine", "EngineFacts", "Launch", "engine_driver", "growth"]
 
-ENGINES: dict[str, Engine] = {"vllm": Vllm()}
+ENGINES: dict[str, Engine] = {"vllm": Vllm(), "sglang": Sglang()}
 
 
 def engine_driver(name: str) -> Engine:

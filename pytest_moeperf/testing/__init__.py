@@ -1,7 +1,7 @@
 """Fakes for tests of this plugin and of suites written with it.
 
 `FakeEngine` serves from a thread of the test; `make_fake_interpreter` gives a Python that stands
-in for one with vLLM installed, so that whole sessions run without an engine.
+in for one with vLLM or SGLang installed, so that whole sessions run without an engine.
 """
 
 from pytest_moeperf.testing.fake_engine import FakeEngine

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
+from pytest_moeperf.testing.dialects import DIALECTS
 from pytest_moeperf.testing.script import Script
 from pytest_moeperf.testing.scripted import ScriptedEngine, open_port
 
@@ -20,7 +21,10 @@ __all__ = ["FakeEngine"]
 class FakeEngine:
     """A fake engine that serves from a thread of this process while the `with` block runs."""
 
-    def __init__(self, script: Script | None = None, *, model: str = "mini-moe") -> None:
+    def __init__(
+        self, script: Script | None = None, *, model: str = "mini-moe", engine: str = "vllm"
+    ) -> None:
+        self._dialect = DIALECTS[engine]
         self.script = script or Script()
         self.model = model
         self.log: list[str] = []
@@ -63,7 +67,7 @@ class FakeEngine:
     @property
     def requests_running(self) -> int:
         """Streams that are open now."""
-        return 0 if self._engine is None else self._engine.running
+        return 0 if self._engine is None else self._engine.counts.running
 
     def wait_for_running(self, streams: int, *, timeout_s: float = 5.0) -> None:
         """Block until exactly so many streams are open; TimeoutError if that does not happen."""
@@ -93,7 +97,9 @@ class FakeEngine:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self._engine = ScriptedEngine(self.script, self.model, self.log.append, die=os._exit)
+        self._engine = ScriptedEngine(
+            self.script, self.model, self.log.append, die=os._exit, dialect=self._dialect
+        )
         runner = await open_port(self._engine, host="127.0.0.1", port=0)
         self._url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         self._started.set()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_moeperf.testing.dialects import Dialect
 
 __all__ = ["Generation"]
 
@@ -15,6 +18,7 @@ class Generation:
 
     number: int
     model: str
+    dialect: Dialect
     prompt: tuple[int, ...]
     output_tokens: int
     token_ids: bool
@@ -28,7 +32,7 @@ class Generation:
             "text": " a" * count,
             "logprobs": None,
             "finish_reason": "length" if first + count == self.output_tokens else None,
-            "stop_reason": None,
+            **self.dialect.choice,
         }
         if self.token_ids:
             choice["token_ids"] = list(range(first, first + count))
@@ -52,11 +56,12 @@ class Generation:
             "usage": self._usage(self.output_tokens),
         }
 
-    def _usage(self, output_tokens: int) -> dict[str, int]:
+    def _usage(self, output_tokens: int) -> dict[str, Any]:
         return {
             "prompt_tokens": len(self.prompt),
             "completion_tokens": output_tokens,
             "total_tokens": len(self.prompt) + output_tokens,
+            **self.dialect.usage,
         }
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:

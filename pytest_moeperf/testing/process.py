@@ -1,4 +1,4 @@
-"""A fake engine as a process, with vLLM's command line and log."""
+"""A fake engine as a process, with the command line and the log of the engine that it plays."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_moeperf.testing.dialects import DIALECTS, Dialect
 from pytest_moeperf.testing.script import Script
 from pytest_moeperf.testing.scripted import ScriptedEngine, open_port
+from pytest_moeperf.testing.sizes import ModelSizes
+from pytest_moeperf.testing.startlog import Start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,25 +29,30 @@ __all__ = ["main"]
 ORPHAN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
 
 
-def main(argv: Sequence[str] | None = None, *, script_path: Path | None = None) -> int:
-    """Serve as a process with vLLM's command line; unknown flags are accepted as vLLM's own.
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    script_path: Path | None = None,
+    engine: str = "vllm",
+) -> int:
+    """Serve as a process with an engine's command line; unknown flags are taken for its own.
 
     `--set NAME=VALUE` (JSON) changes fields of the script from the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m pytest_moeperf.testing", allow_abbrev=False)
-    parser.add_argument("--model", default="mini-moe")
-    parser.add_argument("--served-model-name", default=None)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api-key", default=None)
-    parser.add_argument("--max-model-len", type=int, default=None)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="fields")
+    parser = _parser()
     args, flags = parser.parse_known_args(argv)
     try:
         script = _configured(Script.load(script_path), args)
     except ValueError as error:
         parser.error(str(error))
-    _log_start(script, args, flags)
+    dialect = DIALECTS[engine]
+    start = _start(script, dialect, args, flags)
+    for line in start.sglang() if engine == "sglang" else start.vllm():
+        _log(line)
+    if not _has_weights(args):
+        _log(f"RuntimeError: Cannot find any model weights with `{args.model}`")
+        return 1
+    script = replace(script, kv_tokens=start.kv_tokens)
     time.sleep(script.start_delay_s)
     if script.start_exit_code is not None:
         return script.start_exit_code
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None, *, script_path: Path | None = None) 
         subprocess.Popen([sys.executable, "-c", ORPHAN]) for _ in range(script.child_processes)
     ]
     try:
-        asyncio.run(_serve_process(script, args))
+        asyncio.run(_serve_process(script, dialect, args))
     except OSError as error:
         _log(f"OSError: [Errno {error.errno}] {os.strerror(error.errno or 0)}")
         return 1
@@ -63,6 +71,46 @@ def main(argv: Sequence[str] | None = None, *, script_path: Path | None = None) 
             child.kill()
             child.wait()
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pytest_moeperf.testing", allow_abbrev=False)
+    parser.add_argument("--model", "--model-path", default="mini-moe")
+    parser.add_argument("--served-model-name", default=None)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--api-key", default=None)
+    parser.add_argument("--max-model-len", "--context-length", type=int, default=None)
+    parser.add_argument("--tensor-parallel-size", "--tp-size", type=int, default=1)
+    parser.add_argument("--enable-expert-parallel", action="store_true")
+    parser.add_argument("--ep-size", type=int, default=1)
+    parser.add_argument("--load-format", default="auto")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="fields")
+    return parser
+
+
+def _start(
+    script: Script, dialect: Dialect, args: argparse.Namespace, flags: Sequence[str]
+) -> Start:
+    # Without the order it is a setting of the machine that tests run on.
+    on_gpus = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"} <= os.environ.keys()
+    return Start(
+        script=script,
+        version=script.version or dialect.version,
+        model=args.model,
+        flags=" ".join(flags),
+        gpus=args.tensor_parallel_size if on_gpus else 0,
+        expert_parallel=args.enable_expert_parallel or args.ep_size > 1,
+        sizes=ModelSizes.of(args.model),
+    )
+
+
+def _has_weights(args: argparse.Namespace) -> bool:
+    """Whether a real engine would find weights, where there is a model directory at all."""
+    directory = Path(args.model)
+    if args.load_format == "dummy" or not (directory / "config.json").is_file():
+        return True
+    return any(directory.glob("*.safetensors"))
 
 
 def _configured(script: Script, args: argparse.Namespace) -> Script:
@@ -80,50 +128,29 @@ def _configured(script: Script, args: argparse.Namespace) -> Script:
     return replace(script, max_model_len=context, api_key=args.api_key or script.api_key)
 
 
-async def _serve_process(script: Script, args: argparse.Namespace) -> None:
+async def _serve_process(script: Script, dialect: Dialect, args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, (lambda: None) if script.ignore_sigterm else stop.set)
     name = args.served_model_name or args.model
-    runner = await open_port(
-        ScriptedEngine(script, name, _log, die=os._exit), host=args.host, port=args.port
+    asked_not_to = os.environ.get("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION") == "0"
+    served = ScriptedEngine(
+        script,
+        name,
+        _log,
+        die=os._exit,
+        dialect=dialect,
+        health_generates=dialect.name == "sglang" and not asked_not_to,
     )
-    port = runner.addresses[0][1]
-    _log_line("APIServer", "entry.py:140", f"Starting vLLM server on http://{args.host}:{port}")
+    runner = await open_port(served, host=args.host, port=args.port)
     _log(f"INFO:     Started server process [{os.getpid()}]")
     _log("INFO:     Waiting for application startup.")
     _log("INFO:     Application startup complete.")
+    port = runner.addresses[0][1]
+    _log(f"INFO:     Uvicorn running on http://{args.host}:{port} (Press CTRL+C to quit)")
     await stop.wait()
     await runner.cleanup()
-
-
-def _log_start(script: Script, args: argparse.Namespace, flags: Sequence[str]) -> None:
-    api, core, worker = "APIServer", "EngineCore", "Worker"
-    context = script.max_model_len or script.kv_tokens
-    _log_line(api, "api_utils.py:347", f"version {script.version}")
-    _log_line(api, "api_utils.py:347", f"model   {args.model}")
-    _log_line(api, "api_utils.py:286", f"non-default args: {' '.join(flags)}")
-    _log_line(core, "core.py:133", f"Initializing a V1 LLM engine (v{script.version})")
-    _log_line(worker, "cpu_model_runner.py:68", f"Starting to load model {args.model}...")
-    for line in script.start_log:
-        _log(line)
-    _log_line(worker, "default_loader.py:501", "Loading weights took 0.01 seconds")
-    _log_line(worker, "unquantized.py:529", "Using CPUUnquantizedExperts MoE backend")
-    _log_line(worker, "cpu_worker.py:260", "Explicitly set (1.0/7.21) GiB for KV cache on node 0.")
-    _log_line(
-        core,
-        "kv_cache_utils.py:2327",
-        f"CPU KV cache size: {script.kv_tokens:,} tokens, Maximum concurrency for {context:,} "
-        f"tokens per request: {script.kv_tokens / context:.2f}x",
-    )
-    took = "init engine (profile, create kv cache, warmup model) took 0.02 s"
-    _log_line(core, "core.py:402", took)
-
-
-def _log_line(process: str, place: str, message: str) -> None:
-    stamp = time.strftime("%m-%d %H:%M:%S")
-    _log(f"({process} pid={os.getpid()}) INFO {stamp} [{place}] {message}")
 
 
 def _log(line: str) -> None:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["SCRIPT_VARIABLE", "Script"]
+__all__ = ["CPU_KV_TOKENS", "SCRIPT_VARIABLE", "Script"]
+
+CPU_KV_TOKENS = 131_072
 
 SCRIPT_VARIABLE = "MOEPERF_FAKE_SCRIPT"
 """Environment variable with a JSON object; its fields go before those of the script file."""
@@ -24,7 +26,8 @@ class Script:
     Requests are numbered from 1 in order of arrival.
     """
 
-    version: str = "0.32.0"
+    version: str | None = None
+    """None: a usual one of the engine that is played."""
     api_key: str | None = None
     """Requests without it are answered 401."""
 
@@ -85,8 +88,20 @@ class Script:
     load_log_requests: tuple[int, int] = (1, 1)
     """First and last request that write `load_log`."""
 
-    kv_tokens: int = 131_072
+    kv_tokens: int | None = None
+    """None: on a CPU `CPU_KV_TOKENS`, on GPUs what their memory leaves."""
     kv_block_tokens: int = 128
+    gpu_memory_gib: float = 139.8
+    """Of each GPU, for the log of a server that is started on GPUs."""
+    weights_gib: float | None = None
+    """On each GPU, as the log says; None: what the model's config comes to."""
+    graphs_gib: float = 0.5
+    cold_caches: bool = False
+    """On GPUs: the log tells of a compilation instead of one that was found in a cache."""
+    moe_backend: str | None = None
+    """As the log names it; None: the engine's usual one."""
+    moe_config: str | None = None
+    """Tuned configuration that the log names, or `default`; None: one that fits the model."""
     max_model_len: int | None = None
     """Context in tokens; None: `--max-model-len`, else the model's config, else no limit."""
     prefix_hit_rate: float = 0.0

@@ -1,4 +1,4 @@
-"""The HTTP routes of vLLM that the plugin uses, behaving by a script."""
+"""The HTTP routes of an engine that the plugin uses, behaving by a script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from pytest_moeperf.testing.dialects import DIALECTS, Counts, Dialect
 from pytest_moeperf.testing.generation import Generation
+from pytest_moeperf.testing.script import CPU_KV_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ScriptedEngine", "open_port"]
 
 MS_PER_S = 1e3
-HTTP_BAD_REQUEST, HTTP_UNAUTHORIZED, HTTP_NOT_FOUND = 400, 401, 404
+HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAUTHORIZED, HTTP_NOT_FOUND = 200, 400, 401, 404
 
 
 @dataclass(slots=True)
@@ -30,12 +32,11 @@ class ScriptedEngine:
     model: str
     log: Callable[[str], None]
     die: Callable[[int], None]
+    dialect: Dialect = DIALECTS["vllm"]
+    health_generates: bool = False
+    """Whether each look at `/health` is a request, as SGLang's is unless it is told otherwise."""
     received: int = 0
-    running: int = 0
-    waiting: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    preemptions: int = 0
+    counts: Counts = field(default_factory=Counts)
     hung: bool = False
     slots: asyncio.Semaphore = field(init=False)
 
@@ -43,62 +44,45 @@ class ScriptedEngine:
         self.slots = asyncio.Semaphore(self.script.max_running or sys.maxsize)
 
     def application(self) -> web.Application:
-        """The routes of vLLM that the plugin uses."""
+        """The routes that the plugin uses."""
         app = web.Application(client_max_size=64 * 2**20)
         app.add_routes(
             [
-                web.get("/health", self._empty),
-                web.get("/version", self._version),
+                web.get("/health", self._health),
+                web.get(self.dialect.version_path, self._version),
                 web.get("/v1/models", self._models),
                 web.get("/metrics", self._metrics),
-                web.post("/reset_prefix_cache", self._empty),
+                web.post(self.dialect.reset_path, self._reset),
                 web.post("/v1/completions", self._completions),
             ]
         )
         return app
 
-    async def _empty(self, _: web.Request) -> web.Response:
+    async def _health(self, _: web.Request) -> web.Response:
+        if self.health_generates:
+            self.counts.prompt_tokens += 1
         return web.Response()
 
+    async def _reset(self, _: web.Request) -> web.Response:
+        refused = self.dialect.name == "sglang" and self.counts.running > 0
+        return web.Response(status=HTTP_BAD_REQUEST if refused else HTTP_OK)
+
     async def _version(self, _: web.Request) -> web.Response:
-        return web.json_response({"version": self.script.version})
+        return web.json_response({"version": self.script.version or self.dialect.version})
 
     async def _models(self, _: web.Request) -> web.Response:
         card = {
             "id": self.model,
             "object": "model",
-            "owned_by": "vllm",
+            "owned_by": self.dialect.name,
             "max_model_len": self.script.max_model_len,
         }
         return web.json_response({"object": "list", "data": [card]})
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        script = self.script
-        values = {
-            "vllm:num_requests_running": ("gauge", self.running),
-            "vllm:num_requests_waiting": ("gauge", self.waiting),
-            "vllm:num_preemptions_total": ("counter", self.preemptions),
-            "vllm:prefix_cache_queries_total": ("counter", self.prompt_tokens),
-            "vllm:prefix_cache_hits_total": (
-                "counter",
-                int(self.prompt_tokens * script.prefix_hit_rate),
-            ),
-            "vllm:prompt_tokens_total": ("counter", self.prompt_tokens),
-            "vllm:generation_tokens_total": ("counter", self.generation_tokens),
-        }
-        lines = []
-        for name, (kind, value) in values.items():
-            lines.append(f"# HELP {name} Scripted.")
-            lines.append(f"# TYPE {name} {kind}")
-            lines.append(f'{name}{{engine="0",model_name="{self.model}"}} {float(value)}')
-        lines.append("# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig")
-        lines.append("# TYPE vllm:cache_config_info gauge")
-        lines.append(
-            f'vllm:cache_config_info{{block_size="{script.kv_block_tokens}",engine="0",'
-            f'kv_cache_size_tokens="{script.kv_tokens}",'
-            f'num_gpu_blocks="{script.kv_tokens // script.kv_block_tokens}"}} 1.0'
-        )
-        return web.Response(text="\n".join(lines) + "\n")
+        kv_tokens = self.script.kv_tokens or CPU_KV_TOKENS
+        block = self.script.kv_block_tokens
+        return web.Response(text=self.dialect.metrics(self.counts, self.model, kv_tokens, block))
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         script = self.script
@@ -150,10 +134,13 @@ class ScriptedEngine:
         return Generation(
             number=self.received,
             model=self.model,
+            dialect=self.dialect,
             # Of a text only the number of its words matters here.
             prompt=tuple(range(len(prompt.split()))) if isinstance(prompt, str) else tuple(prompt),
             output_tokens=max(1, output_tokens - script.short_by_tokens),
-            token_ids=script.token_ids and bool(body.get("return_token_ids")),
+            token_ids=script.token_ids
+            and self.dialect.token_ids
+            and bool(body.get("return_token_ids")),
             usage=include_usage,
             continuous_usage=include_usage and bool(options.get("continuous_usage_stats")),
         )
@@ -182,17 +169,18 @@ class ScriptedEngine:
 
     async def _generate(self, generation: Generation, emit: Callable[[int, int], Any]) -> None:
         """Produce the tokens on time: due times add up, so a late wake-up does not accumulate."""
-        script = self.script
+        script, counts = self.script, self.counts
         due = asyncio.get_running_loop().time()
-        self.waiting += 1
+        counts.waiting += 1
         try:
             await self.slots.acquire()
         finally:
-            self.waiting -= 1
-        self.running += 1
+            counts.waiting -= 1
+        counts.running += 1
         try:
-            self.prompt_tokens += len(generation.prompt)
-            self.preemptions += script.preemptions_per_request
+            counts.prompt_tokens += len(generation.prompt)
+            counts.cached_tokens = int(counts.prompt_tokens * script.prefix_hit_rate)
+            counts.preemptions += script.preemptions_per_request
             due = max(due, asyncio.get_running_loop().time())
             cold = generation.number <= script.warmup_requests
             pace = (script.warmup_slowdown if cold else 1.0) / MS_PER_S
@@ -205,11 +193,12 @@ class ScriptedEngine:
                 if script.stall_after_tokens in range(sent + 1, sent + count + 1):
                     due += script.stall_ms / MS_PER_S
                 sent += count
-                self.generation_tokens += count
-                itl_ms = script.itl_ms + script.itl_ms_per_stream * (self.running - 1)
+                counts.generation_tokens += count
+                itl_ms = script.itl_ms + script.itl_ms_per_stream * (counts.running - 1)
                 due += pace * itl_ms * count
         finally:
-            self.running -= 1
+            counts.running -= 1
+            counts.finished += 1
             self.slots.release()
 
     async def _wait_until(self, due: float) -> None:

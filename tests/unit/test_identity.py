@@ -1,8 +1,10 @@
 import pytest
 
-from pytest_moeperf.identity import cell_name, server_identity, workload_identity
+from pytest_moeperf.compat import differences
+from pytest_moeperf.hardware import Gpu, Hardware
+from pytest_moeperf.identity import cell_name, fingerprint, server_identity, workload_identity
 from pytest_moeperf.metrics import SLO
-from pytest_moeperf.records import ServerSpec
+from pytest_moeperf.records import EngineInstall, ServerSpec
 
 PLAIN = ServerSpec("mini-moe")
 
@@ -13,6 +15,8 @@ PLAIN = ServerSpec("mini-moe")
         (PLAIN, "tp1, bfloat16"),
         (ServerSpec("m", tensor_parallel_size=2, max_model_len=512), "tp2, bfloat16, context 512"),
         (ServerSpec("m", flags=("--max-num-seqs", "8")), "tp1, bfloat16, --max-num-seqs 8"),
+        (ServerSpec("m", tensor_parallel_size=2, expert_parallel=True), "tp2, ep, bfloat16"),
+        (ServerSpec("m", load_format="dummy"), "tp1, bfloat16"),
         (ServerSpec("m", env=(("B", "2"), ("A", "1"))), "tp1, bfloat16, A=1, B=2"),
         (ServerSpec("m", env=(("HF_TOKEN", "hf_x"),)), "tp1, bfloat16, HF_TOKEN=(secret)"),
     ],
@@ -41,3 +45,22 @@ def test_only_a_plain_server_has_a_plain_name():
     assert tp2.startswith("mini-moe-")
     assert tp2.endswith(".burst")
     assert len({tp2, flags, "mini-moe.burst"}) == 3
+
+
+def test_figures_of_a_gpu_are_comparable_whatever_cpu_is_beside_it():
+    gpu = Gpu(index=0, name="NVIDIA H200", memory_gib=140.4, uuid="GPU-0")
+    hardware = Hardware(
+        name="h200", gpus=(gpu, gpu), cpu_model="EPYC", cpu_cores=16, memory_gib=128.0
+    )
+
+    def of(url):
+        install = EngineInstall(engine="vllm", url=url)
+        spec = ServerSpec("m")
+        return fingerprint(hardware, install, spec, gpus=1, model="m@1", workload="burst")
+
+    here, far = of(None), of("http://far:8000")
+    assert (here.cpu_model, here.cpu_cores, here.gpus) == (None, None, ("NVIDIA H200",))
+    assert far.cpu_model == "not known, at far"
+    assert [str(each) for each in differences(far, here)] == [
+        "the CPU model is not known, at far here and any in the baseline"
+    ]
