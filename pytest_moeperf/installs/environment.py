@@ -1,4 +1,4 @@
-"""Engine environments on disk: built once from a lock, finished or not there at all.
+"""Engine environments on disk: built once, from a lock or a bundle, finished or not there at all.
 
 An environment counts as finished when its marker file is there, which is written last. What has
 no marker is the rest of an interrupted build or removal; the next build deletes it.
@@ -10,24 +10,27 @@ import datetime as dt
 import json
 import os
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_moeperf.cache import cache_root, exclusive, exclusive_if_free
 from pytest_moeperf.errors import InstallError, StorageError, UsageError
 from pytest_moeperf.installs.interpreter import probe_interpreter
-from pytest_moeperf.installs.sources import pip_sources, uv_environment
-from pytest_moeperf.installs.uvtool import Progress, UvError, run_uv
+from pytest_moeperf.installs.uvtool import run_uv
 from pytest_moeperf.records import EngineInstall
 
 if TYPE_CHECKING:
-    from pytest_moeperf.installs.lockfile import EngineLock
+    from collections.abc import Callable, Mapping
+
+    from pytest_moeperf.installs.child import Progress
 
 __all__ = [
+    "FATAL",
     "Environment",
+    "Recipe",
+    "Uv",
     "build_environment",
     "engines_directory",
     "read_environment",
@@ -36,8 +39,37 @@ __all__ = [
 
 _MARKER = "moeperf-engine.json"
 _MARKER_SCHEMA = 1
-_FATAL = ("No space left on device", "Permission denied", "Read-only file system")
+FATAL = ("No space left on device", "Permission denied", "Read-only file system")
 """Failures that another package source would not mend."""
+
+
+class Uv(Protocol):
+    """Runs uv on the environment that is being built; ToolError where it fails."""
+
+    def __call__(self, *arguments: str, environ: Mapping[str, str]) -> None:
+        """Run it with these arguments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an environment is to be, and how it becomes that."""
+
+    engine: str
+    distribution: str
+    version: str
+    device: str
+    lock_sha256: str
+    directory_name: str
+    """Of the environment; what differs in content must differ here."""
+    populate: Callable[[Path, Uv], None]
+    """Makes the environment at a path where nothing is; raises an InstallError or StorageError."""
+    host: Path | None = None
+    """The interpreter whose packages it sees behind its own; None where it has all it needs."""
+
+    @property
+    def label(self) -> str:
+        """`vllm==0.24.0`."""
+        return f"{self.distribution}=={self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +84,9 @@ class Environment:
     built_at: str
     """UTC, ISO 8601."""
     size_bytes: int
+    """Of its own files."""
+    host: Path | None = None
+    """As in its recipe."""
 
 
 def engines_directory() -> Path:
@@ -60,11 +95,13 @@ def engines_directory() -> Path:
 
 
 def read_environment(path: Path) -> Environment | None:
-    """Read a finished environment; None for anything else, also where its Python is gone."""
+    """Read a finished environment; None for anything else, also where a Python of it is gone."""
     python = path / "bin" / "python"
     try:
         marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
-        if marker["schema"] != _MARKER_SCHEMA or not os.access(python, os.X_OK):
+        host = Path(marker["host"]) if marker.get("host") else None
+        pythons = [python, host] if host else [python]
+        if marker["schema"] != _MARKER_SCHEMA or not all(os.access(p, os.X_OK) for p in pythons):
             return None
         return Environment(
             install=EngineInstall(
@@ -78,22 +115,26 @@ def read_environment(path: Path) -> Environment | None:
             lock_sha256=marker["lock_sha256"],
             built_at=marker["built_at"],
             size_bytes=marker["size_bytes"],
+            host=host,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def build_environment(lock: EngineLock, *, directory: Path, on_progress: Progress) -> Environment:
-    """Return the environment of `lock` below `directory`, and build it if it is not there.
+def build_environment(recipe: Recipe, *, directory: Path, on_progress: Progress) -> Environment:
+    """Return the environment of `recipe` below `directory`, and build it if it is not there.
 
     Raises:
         InstallError: The packages could not be had, or are for another machine.
         StorageError: The disk is full, or not writable.
     """
-    target = directory / lock.environment_name
+    target = directory / recipe.directory_name
     if found := read_environment(target):
         return found
-    lock.check_platform()
+    started = time.monotonic()
+
+    def report(phase: str | None) -> None:
+        on_progress(phase or "resolving packages", time.monotonic() - started)
 
     def waiting(elapsed_s: float) -> None:
         on_progress("waiting for another process that builds or removes it", elapsed_s)
@@ -104,8 +145,15 @@ def build_environment(lock: EngineLock, *, directory: Path, on_progress: Progres
         try:
             _sweep(directory, keep=target)
             _discard(target)
-            _populate(lock, target, held_lock=held, on_progress=on_progress)
-            return _finish(lock, target)
+
+            def uv(*arguments: str, environ: Mapping[str, str]) -> None:
+                # Not the caller's directory: settings of a project there would have a say.
+                run_uv(
+                    arguments, cwd=directory, environ=environ, held_lock=held, on_progress=report
+                )
+
+            recipe.populate(target, uv)
+            return _finish(recipe, target)
         except BaseException as error:
             # Whatever resists removal has no marker and is swept by the next build.
             shutil.rmtree(target, ignore_errors=True)
@@ -132,77 +180,23 @@ def _lock_file(target: Path) -> Path:
     return target.parent / f".{target.name}.lock"
 
 
-def _populate(lock: EngineLock, target: Path, *, held_lock: int, on_progress: Progress) -> None:
-    started = time.monotonic()
-    sources = pip_sources()
-
-    def report(phase: str | None) -> None:
-        on_progress(phase or "resolving packages", time.monotonic() - started)
-
-    def uv(*arguments: str, further_index: str | None = None) -> None:
-        run_uv(
-            arguments,
-            # Not the caller's directory: settings of a project there would have a say.
-            cwd=target.parent,
-            environ=uv_environment(sources, further_index=further_index),
-            held_lock=held_lock,
-            on_progress=report,
-        )
-
-    same = ".".join(map(str, sys.version_info[:2])) == lock.python
+def _finish(recipe: Recipe, target: Path) -> Environment:
     try:
-        uv("venv", "--no-project", "--python", sys.executable if same else lock.python, str(target))
-    except UvError as failure:
-        raise InstallError(
-            f"{lock.label}: no environment with Python {lock.python}: {failure}"
-        ) from failure
-    install = (
-        *("pip", "install", "--python", str(target / "bin" / "python")),
-        # Engines start twice as slowly without, on every start where bytecode is not written.
-        "--compile-bytecode",
-        *("--no-deps", "--require-hashes", "--requirements", str(lock.path)),
-        # Every index may serve every package: the hashes decide what is accepted.
-        *("--index-strategy", "unsafe-best-match"),
-        *(["--no-index"] if sources.offline else []),
-    )
-    failures: list[UvError] = []
-    for index in dict.fromkeys((None, None if sources.offline else lock.fallback_index)):
-        try:
-            return uv(*install, further_index=index)
-        except UvError as failure:
-            failures.append(failure)
-            if any(text in str(failure) for text in _FATAL):
-                raise StorageError(f"{target}: {failure}") from failure
-    raise InstallError(_explain(lock, failures)) from failures[-1]
-
-
-def _explain(lock: EngineLock, failures: list[UvError]) -> str:
-    said = f"{lock.label} could not be built. With what pip is configured with: {failures[0]}."
-    if len(failures) > 1:
-        said += f" With {lock.fallback_index} besides: {failures[-1]}."
-    return (
-        f"{said} Check the network, or name a place that has the missing package by "
-        "PIP_FIND_LINKS=DIR or PIP_EXTRA_INDEX_URL=URL, or use a Python that has the engine "
-        f"by --engine {lock.engine}@/path/to/python"
-    )
-
-
-def _finish(lock: EngineLock, target: Path) -> Environment:
-    try:
-        found = probe_interpreter(target / "bin" / "python", lock.engine)
+        found = probe_interpreter(target / "bin" / "python", recipe.engine)
     except UsageError as error:
-        raise InstallError(f"{lock.label}: the environment does not work: {error}") from error
-    if (found.distribution, found.version) != (lock.distribution, lock.version):
-        raise InstallError(f"{lock.label}: {lock.path} installs {found.label} instead")
+        raise InstallError(f"{recipe.label}: the environment does not work: {error}") from error
+    if (found.distribution, found.version) != (recipe.distribution, recipe.version):
+        raise InstallError(f"{recipe.label}: this installs {found.label} instead")
     marker = {
         "schema": _MARKER_SCHEMA,
-        "engine": lock.engine,
-        "distribution": lock.distribution,
-        "version": lock.version,
-        "device": lock.device,
-        "lock_sha256": lock.sha256,
+        "engine": recipe.engine,
+        "distribution": recipe.distribution,
+        "version": recipe.version,
+        "device": recipe.device,
+        "lock_sha256": recipe.lock_sha256,
         "built_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "size_bytes": _size_bytes(target),
+        **({"host": str(recipe.host)} if recipe.host else {}),
     }
     unfinished = target / f"{_MARKER}.tmp"
     with unfinished.open("w", encoding="utf-8") as file:

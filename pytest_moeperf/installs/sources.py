@@ -14,7 +14,13 @@ from pytest_moeperf.errors import InstallError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["PackageSources", "pip_config_files", "pip_sources", "uv_environment"]
+__all__ = [
+    "PackageSources",
+    "pip_config_files",
+    "pip_environment",
+    "pip_sources",
+    "uv_environment",
+]
 
 _LOCK_ALONE_DECIDES = (
     "UV_BUILD_CONSTRAINT",
@@ -138,4 +144,18 @@ def uv_environment(
         result["UV_FIND_LINKS"] = ",".join(dict.fromkeys(links))
     if sources.certificates:
         result.setdefault("SSL_CERT_FILE", sources.certificates)
+    return result
+
+
+def pip_environment(
+    sources: PackageSources,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    further_index: str | None = None,
+) -> dict[str, str]:
+    """Build the environment that makes pip look in `further_index` beside where it would."""
+    result = dict(environ)
+    if further_index:
+        # The variable replaces what files say.
+        result["PIP_EXTRA_INDEX_URL"] = " ".join((*sources.extra_indexes, further_index))
     return result

@@ -1,6 +1,10 @@
-"""Servers that are real processes with a fake engine inside."""
+"""Servers that are real processes with a fake engine inside, and packages to install."""
 
+import base64
+import hashlib
 import json
+import os
+import zipfile
 
 import pytest
 
@@ -34,6 +38,7 @@ def model(tmp_path):
     """A model directory that only a fake engine can load."""
     path = tmp_path / "mini-moe"
     path.mkdir()
+    (path / "model.safetensors").touch()
     return ModelDirectory(
         name="mini-moe",
         path=path,
@@ -48,3 +53,59 @@ def model(tmp_path):
 @pytest.fixture
 def machine():
     return Hardware(name="cpu", cpu_model="Test CPU", cpu_cores=2, core_ids=(0, 1), memory_gib=16.0)
+
+
+@pytest.fixture(scope="session")
+def uv_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("uv-cache")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch, uv_cache):
+    """An empty user cache, and pip configured with one directory of wheels and no network."""
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "wheels").mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(uv_cache))
+    monkeypatch.setenv("MOEPERF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
+
+
+@pytest.fixture
+def wheels(cache, tmp_path):
+    return tmp_path / "wheels"
+
+
+@pytest.fixture
+def make_wheel(wheels):
+    """Builds the wheel of a distribution with one package, where pip finds it."""
+
+    def make(distribution, version, *, package):
+        name = distribution.replace("-", "_")
+        path = wheels / f"{name}-{version}-py3-none-any.whl"
+        info = f"{name}-{version}.dist-info"
+        files = {
+            f"{package}/__init__.py": f"__version__ = {version!r}\n",
+            f"{info}/METADATA": (
+                f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+            ),
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        record = "".join(
+            f"{name},sha256={_record_digest(text)},{len(text)}\n" for name, text in files.items()
+        )
+        with zipfile.ZipFile(path, "w") as wheel:
+            for name, text in (files | {f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}).items():
+                # A fixed date: the same version always has the same hash.
+                wheel.writestr(zipfile.ZipInfo(name), text)
+        return path
+
+    return make
+
+
+def _record_digest(text):
+    raw = hashlib.sha256(text.encode()).digest()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")

