@@ -8,9 +8,9 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.compat import differences
-from pytest_moeperf.document import stored_form
 from pytest_moeperf.enginespec import DISTRIBUTIONS
 from pytest_moeperf.errors import UsageError
+from pytest_moeperf.record_form import stored_form
 from pytest_moeperf.stats import from_log, log_median
 
 if TYPE_CHECKING:

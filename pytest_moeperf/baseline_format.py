@@ -19,20 +19,16 @@ from pytest_moeperf.baseline import (
     expiry,
     level,
 )
-from pytest_moeperf.document import (
-    Line,
+from pytest_moeperf.document import Line, parse, render, rounded, validate
+from pytest_moeperf.errors import BaselineError
+from pytest_moeperf.record_form import (
     fingerprint_document,
-    parse,
     public_environment,
     read_fingerprint,
     read_start,
     read_start_line,
-    render,
-    rounded,
     start_line,
-    validate,
 )
-from pytest_moeperf.errors import BaselineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -193,6 +189,10 @@ def _from_version_1(document: Mapping[str, Any]) -> Baseline:
 def _check_starts(starts: list[Mapping[str, Any]], *, source: str) -> None:
     for index, start in enumerate(starts):
         _check_columns(start, source=f"{source}[{index}]")
+        if "warmup" in start:
+            _check_columns(start["warmup"], source=f"{source}[{index}].warmup")
+        if "gpus" in start:
+            _check_gpus(start["gpus"], len(start["seeds"]), source=f"{source}[{index}].gpus")
         _check_date(start["recorded_at"], source=f"{source}[{index}].recorded_at")
     identities = [start["start_id"] for start in starts]
     if len(set(identities)) < len(identities):
@@ -207,6 +207,16 @@ def _check_columns(repeats: Mapping[str, Any], *, source: str) -> None:
             raise BaselineError(
                 f"{source}.values.{metric}: {len(column)} values for {expected} seeds"
             )
+
+
+def _check_gpus(gpus: Mapping[str, Any], repeats: int, *, source: str) -> None:
+    expected = len(gpus["repeat"])
+    for name, column in gpus.items():
+        if name != "uuids" and len(column) != expected:
+            raise BaselineError(f"{source}.{name}: {len(column)} values for {expected} readings")
+    for name, count in (("repeat", repeats), ("gpu", len(gpus["uuids"]))):
+        if (highest := max(gpus[name])) >= count:
+            raise BaselineError(f"{source}.{name}: there is no number {highest} among {count}")
 
 
 def _check_date(text: str, *, source: str) -> None:

@@ -26,6 +26,7 @@ _NAMES = {
 
 _LIKELY_CAUSES = (
     r"server_cores",
+    r"gpu_.*|moe_.*",
     r".*(threads|THREADS).*",
     r"VLLM_.*|SGLANG_.*|OMP_.*|KMP_.*|CUDA_.*",
     r".*torch.*",
@@ -75,7 +76,7 @@ def explain(current: Mapping[str, str], *baselines: Mapping[str, str]) -> tuple[
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
-    return str(value) or "not known"
+    return "any" if value is None else str(value) or "not known"
 
 
 def _rank(name: str) -> tuple[int, str]:

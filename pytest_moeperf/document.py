@@ -1,4 +1,4 @@
-"""Records as JSON documents and back: the one form that baselines and run reports share.
+"""JSON documents as text: the one form that baselines and run reports share.
 
 Reading is strict, because a baseline arrives with a pull request: a repeated key, a number that
 is not finite, nesting without end and anything that the schema does not allow are errors with
@@ -11,29 +11,16 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from pytest_moeperf.errors import BaselineError
-from pytest_moeperf.records import Finding, Fingerprint, Sample, StartRecord
-from pytest_moeperf.redaction import is_secret_name
 
 __all__ = [
     "Line",
-    "finding_document",
-    "fingerprint_document",
     "parse",
     "printable",
-    "public_environment",
-    "read_fingerprint",
-    "read_start",
-    "read_start_line",
     "render",
     "rounded",
-    "samples_document",
-    "start_document",
-    "start_line",
-    "stored_form",
     "validate",
 ]
 
@@ -44,11 +31,8 @@ _LARGEST = 1e300
 _ENTRIES_ON_A_LINE = 3
 _QUOTED_CHARACTERS = 60
 _MESSAGE_CHARACTERS = 200
-_REDACTED = "(redacted)"
 _BEGUN_WORD = re.compile(r"[a-z.+-]{0,4}\s*")
 """What may be left of a word or number of JSON where a file was cut off."""
-_LONGEST_TEXT = 500
-"""As the schemas allow."""
 
 
 class Line(dict[str, Any]):
@@ -210,118 +194,3 @@ def _cut(text: str, length: int) -> str:
 def printable(text: str) -> str:
     """`text` with what a terminal would obey, or could not show, written as escapes."""
     return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def fingerprint_document(fingerprint: Fingerprint) -> dict[str, Any]:
-    """All fields; `read_fingerprint` is its inverse."""
-    return asdict(fingerprint)
-
-
-def read_fingerprint(document: Mapping[str, Any]) -> Fingerprint:
-    """Inverse of `fingerprint_document`, for a document that the schema allows."""
-    return Fingerprint(
-        **{**document, "gpus": tuple(document["gpus"]), "cpu_cores": int(document["cpu_cores"])}
-    )
-
-
-def finding_document(finding: Finding) -> dict[str, str]:
-    """All fields."""
-    return asdict(finding)
-
-
-def samples_document(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Repeats by column: a metric's values in all repeats are one list, null where not measured.
-
-    `findings`, one list a repeat, is there only if any repeat has one.
-    """
-    metrics = sorted({metric for sample in samples for metric in sample.values})
-    document: dict[str, Any] = {
-        "seeds": [sample.seed for sample in samples],
-        "values": {
-            metric: [rounded(sample.values.get(metric)) for sample in samples] for metric in metrics
-        },
-    }
-    if not all(sample.valid for sample in samples):
-        document["findings"] = [
-            [finding_document(finding) for finding in sample.findings] for sample in samples
-        ]
-    return document
-
-
-def _read_samples(document: Mapping[str, Any]) -> tuple[Sample, ...]:
-    findings = document.get("findings") or [[] for _ in document["seeds"]]
-    return tuple(
-        Sample(
-            seed=int(seed),
-            values={metric: column[index] for metric, column in document["values"].items()},
-            findings=tuple(Finding(**finding) for finding in findings[index]),
-        )
-        for index, seed in enumerate(document["seeds"])
-    )
-
-
-def public_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables as files may hold them: no secrets, one line each, not too long."""
-    return {
-        name: _REDACTED if is_secret_name(name) else printable(value)[:_LONGEST_TEXT]
-        for name, value in environment.items()
-    }
-
-
-def start_document(start: StartRecord) -> dict[str, Any]:
-    """All fields: figures rounded, the environment's secrets replaced, its values on one line."""
-    return {
-        "engine_version": start.engine_version,
-        "environment": public_environment(start.environment),
-        "recorded_at": start.recorded_at,
-        "repeats": samples_document(start.repeats),
-        "session_id": start.session_id,
-        "start_id": start.start_id,
-        "startup_s": rounded(start.startup_s),
-    }
-
-
-def read_start(document: Mapping[str, Any]) -> StartRecord:
-    """Inverse of `start_document`, for a document that the schema allows."""
-    return StartRecord(**{**document, "repeats": _read_samples(document["repeats"])})
-
-
-def start_line(start: StartRecord) -> Line:
-    """A start as one line of a baseline, what a reviewer looks for first.
-
-    The engine's version stands once in the file, and what no repeat measured is left out.
-    """
-    document = start_document(start)
-    repeats = document["repeats"]
-    values = repeats["values"]
-    return Line(
-        recorded_at=start.recorded_at,
-        session_id=start.session_id,
-        start_id=start.start_id,
-        startup_s=document["startup_s"],
-        seeds=repeats["seeds"],
-        values={
-            metric: values[metric]
-            for metric in sorted(values)
-            if any(value is not None for value in values[metric])
-        },
-        environment=dict(sorted(document["environment"].items())),
-    )
-
-
-def read_start_line(document: Mapping[str, Any], *, engine_version: str | None) -> StartRecord:
-    """Inverse of `start_line`, for a document that the schema allows."""
-    return StartRecord(
-        start_id=document["start_id"],
-        session_id=document["session_id"],
-        recorded_at=document["recorded_at"],
-        startup_s=document["startup_s"],
-        engine_version=engine_version,
-        environment=document["environment"],
-        repeats=_read_samples(document),
-    )
-
-
-def stored_form(start: StartRecord) -> StartRecord:
-    """The start as it reads back: rounded, every repeat with every metric, without secrets."""
-    return read_start_line(start_line(start), engine_version=start.engine_version)

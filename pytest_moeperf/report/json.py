@@ -8,13 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pytest_moeperf.document import (
-    fingerprint_document,
-    render,
-    rounded,
-    samples_document,
-    start_document,
-)
+from pytest_moeperf.document import render, rounded
+from pytest_moeperf.record_form import fingerprint_document, samples_document, start_document
 
 if TYPE_CHECKING:
     from pytest_moeperf.records import CellResult, EngineInstall, Verdict
@@ -42,9 +37,20 @@ def to_json(report: SessionReport) -> str:
             "outcomes": {outcome.value: count for outcome, count in report.outcomes.items()},
             "schema": SCHEMA_VERSION,
             "started_at": report.started_at,
+            "time": _time(report),
             "tool": report.tool_version,
         }
     )
+
+
+def _time(report: SessionReport) -> dict[str, Any]:
+    """Seconds by phase, and how many servers were started for how many specs."""
+    return {
+        **{f"{name.replace('-', '')}_s": rounded(value) for name, value in report.phases.items()},
+        "processes": report.processes,
+        "specs": report.spent.specs,
+        "starts": report.spent.starts,
+    }
 
 
 def _engine(engine: EngineInstall) -> dict[str, str | None]:
@@ -81,6 +87,7 @@ def _cell(cell: CellResult) -> dict[str, Any]:
         "test": cell.test,
         "verdicts": [verdict_document(verdict) for verdict in cell.verdicts],
         "warmup_plays": cell.warmup_plays,
+        "warmup_reason": cell.warmup_reason,
         "workload": cell.workload,
     }
 

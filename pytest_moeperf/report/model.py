@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.records import Outcome
+from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_moeperf.records import CellResult, EngineInstall
 
-__all__ = ["BY_URGENCY", "SessionReport"]
+__all__ = ["BY_URGENCY", "SessionReport", "time_line"]
 
 BY_URGENCY = (
     Outcome.REGRESSED,
@@ -49,6 +50,21 @@ class SessionReport:
     """In the order of measurement."""
     notes: tuple[str, ...] = ()
     """What else a reader of the run must know."""
+    spent: TimeSpent = field(default_factory=TimeSpent)
+    processes: int = 1
+    """So many measured side by side; their times are added up."""
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Where the time went, in seconds; all phases together are the session."""
+        told = {
+            "starting": self.spent.starting_s,
+            "warm-up": self.spent.warmup_s,
+            "measuring": self.spent.measuring_s,
+            "stopping": self.spent.stopping_s,
+        }
+        rest = max(self.processes, 1) * self.duration_s - sum(told.values())
+        return {**told, "other": max(0.0, rest)}
 
     @property
     def outcomes(self) -> Mapping[Outcome, int]:
@@ -63,3 +79,22 @@ class SessionReport:
         for cell in self.cells:
             suites.setdefault(cell.cell.partition("/")[0], []).append(cell)
         return suites
+
+
+def time_line(report: SessionReport) -> str:
+    """Where the time went: `time: 312 s = 41 % starting (2 servers, 2 specs), …`."""
+    total_s = sum(report.phases.values())
+    spent = report.spent
+    servers = f"{spent.starts} {_plural('server', spent.starts)}"
+    specs = f"{spent.specs} {_plural('spec', spent.specs)}"
+    shares = ", ".join(
+        f"{100 * seconds / total_s if total_s else 0:.0f} % {name}"
+        + (f" ({servers}, {specs})" if name == "starting" else "")
+        for name, seconds in report.phases.items()
+    )
+    of = f" of {report.processes} processes" if report.processes > 1 else ""
+    return f"time{of}: {total_s:.0f} s = {shares}"
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.report.markup import code, escaped, table_line
-from pytest_moeperf.report.model import BY_URGENCY
+from pytest_moeperf.report.model import BY_URGENCY, time_line
 from pytest_moeperf.report.verdict import GOOD, bounds, evidence, interval, measured, percent
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def markdown(report: SessionReport) -> str:
         f"{code(report.hardware)} · {escaped(engines)} · {_duration(report.duration_s)}",
         *_attention(report),
         *(block for suite, cells in report.suites.items() for block in _suite(suite, cells)),
+        time_line(report),
         *_notes(report),
         *_machine(report),
     ]

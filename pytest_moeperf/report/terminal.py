@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.records import Outcome
+from pytest_moeperf.report.model import time_line
 from pytest_moeperf.report.verdict import bounds, evidence, measured, percent
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ Row = tuple[str, ...]
 
 
 def render(report: SessionReport, *, width: int, color: bool) -> str:
-    """One table a suite and the line that sums up, with ANSI codes only if `color`."""
+    """One table a suite, the line that sums up and one on the time; ANSI codes only if `color`."""
     text = io.StringIO()
     console = Console(
         file=text,
@@ -61,6 +62,7 @@ def render(report: SessionReport, *, width: int, color: bool) -> str:
         for outcome, count in report.outcomes.items()
     ]
     console.print(Text(", ").join(counts))
+    console.print(Text(time_line(report), style="dim"), soft_wrap=True)
     # rich pads lines to the width, which a terminal does not need and a diff should not see.
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 

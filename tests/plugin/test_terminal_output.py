@@ -102,6 +102,7 @@ def looks_like(suite, server, old_python, golden):
         for found, shown in names.items():
             text = text.replace(found, shown)
         text = re.sub(r"cpu \(.*\)", "cpu (MACHINE)", text)
+        text = re.sub(r"(?m)^time: .*$", lambda line: re.sub(r"\d+ (%|s )", r"N \1", line[0]), text)
         golden(name, re.sub(r"=+ (.*) in [\d.]+s =+", r"=== \1 in SECONDS ===\n", text))
 
     return compare

@@ -13,8 +13,8 @@ from pytest_moeperf.baseline import (
     expiry,
     level,
 )
-from pytest_moeperf.document import stored_form
 from pytest_moeperf.errors import UsageError
+from pytest_moeperf.record_form import stored_form
 from pytest_moeperf.records import Sample
 
 

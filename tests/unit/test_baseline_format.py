@@ -9,7 +9,7 @@ import pytest
 from pytest_moeperf.baseline import Anchor, Baseline, EngineProvenance, KnownRegression
 from pytest_moeperf.baseline_format import encode
 from pytest_moeperf.errors import BaselineError
-from pytest_moeperf.records import Fingerprint, Outcome, StartRecord
+from pytest_moeperf.records import Fingerprint, GpuReading, Outcome, StartRecord
 from pytest_moeperf.store import decoded as decoded_from
 from pytest_moeperf.store import schema
 
@@ -276,19 +276,24 @@ def test_the_schemas_list_the_fields_of_the_records():
     definitions = {name: schema(name)["$defs"] for name in names}
     fingerprint = {field.name for field in dataclasses.fields(Fingerprint)}
     start = {field.name for field in dataclasses.fields(StartRecord)}
-    line = start - {"engine_version", "repeats"} | {"seeds", "values"}
+    line = start - {"engine_version", "repeats"} | {"gpus", "seeds", "values"}
+    optional = {"start": {"gpus", "warmup"}}
     engine = {field.name for field in dataclasses.fields(EngineProvenance)}
     known = {field.name for field in dataclasses.fields(KnownRegression)}
     for document, name, fields in (
         *((document, "fingerprint", fingerprint) for document in names),
-        ("baseline-1", "start", start),
+        ("baseline-1", "start", start - {"warmup"}),
         ("run-1", "start", start),
         ("baseline-2", "start", line),
         ("baseline-2", "engine", engine),
         ("baseline-2", "known", known),
     ):
         assert set(definitions[document][name]["properties"]) == fields
-        assert set(definitions[document][name]["required"]) == fields
+        assert set(definitions[document][name]["required"]) == fields - optional.get(name, set())
+    readings = {field.name for field in dataclasses.fields(GpuReading)} - {"uuid"}
+    for document in ("baseline-2", "run-1"):
+        gpus = definitions[document]["gpus"]
+        assert set(gpus["properties"]) == readings | {"gpu", "repeat", "uuids"}
     assert set(definitions["run-1"]["outcome"]["enum"]) == set(Outcome)
 
 
@@ -297,3 +302,64 @@ def test_the_schemas_are_schemas(name):
     from jsonschema import Draft202012Validator  # noqa: PLC0415 - as in the code it is tested for
 
     Draft202012Validator.check_schema(schema(name))
+
+
+# What only a GPU has.
+
+
+@pytest.fixture
+def on_gpu(make_recording, make_gpu_start):
+    fingerprint = Fingerprint(
+        hardware="h200",
+        cpu_model=None,
+        cpu_cores=None,
+        gpus=("NVIDIA H200",),
+        engine="vllm",
+        model="mixtral-8x7b@0123",
+        server="tp1",
+        workload="burst",
+    )
+    return Baseline.begun(make_recording(fingerprint=fingerprint, start=make_gpu_start()))
+
+
+def test_a_baseline_of_a_gpu_reads_back_with_warm_up_and_telemetry(on_gpu):
+    read = decoded(encode(on_gpu))
+    assert read == on_gpu
+    cold, warm = read.starts[0].warmup
+    assert (cold.values["output_throughput"], warm.values["output_throughput"]) == (
+        2263.37,
+        3580.21,
+    )
+    assert read.starts[0].repeats[1].gpus[0].throttled == {"sw_power_cap": 0.0556}
+    assert read.metrics == ("tpot_ms.p50",)
+
+
+def test_a_second_cell_of_the_start_keeps_its_cold_play(on_gpu, make_recording, make_start):
+    more = on_gpu.extended(
+        make_recording(fingerprint=on_gpu.fingerprint, start=make_start(tpot=(32.0,))), source="x"
+    )
+    assert len(more.starts[0].repeats) == 3
+    assert more.starts[0].warmup == on_gpu.starts[0].warmup
+    assert decoded(encode(more)) == more
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("gpus", "power_w"), [1.0], r"gpus\.power_w: 1 values for 2 readings"),
+        (("gpus", "repeat"), [0, 2], r"gpus\.repeat: there is no number 2 among 2"),
+        (("gpus", "gpu"), [0, 1], r"gpus\.gpu: there is no number 1 among 1"),
+        (("gpus", "gpu"), [], r"gpus\.gpu: \[\] must have at least 1 items"),
+        (("gpus", "uuids"), ["a\nb"], r"gpus\.uuids\[0\]"),
+        (("gpus", "throttled"), [{}, {"heat": 2}], r"throttled\[1\]\.heat: 2 must be at most 1"),
+        (("gpus", "fan"), [1, 2], r"'fan' was unexpected"),
+        (("warmup", "seeds"), [1], r"warmup\.values\.output_throughput: 2 values for 1 seeds"),
+    ],
+)
+def test_telemetry_of_another_form_is_refused_with_the_place(on_gpu, place, value, message):
+    def edit(document):
+        part, key = place
+        document["starts"][0][part][key] = value
+
+    with pytest.raises(BaselineError, match=message):
+        decoded(changed(on_gpu, edit))

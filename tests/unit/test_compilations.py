@@ -8,7 +8,7 @@ import pytest
 from pytest_moeperf.engines import ENGINES
 from pytest_moeperf.figures import silence_ms
 from pytest_moeperf.records import RepeatRecord, RequestRecord
-from pytest_moeperf.validity import FINDINGS, find, stalls
+from pytest_moeperf.validity import FINDINGS, Pace, find, stalls
 
 LOGS = Path(__file__).parents[1] / "data" / "logs"
 MS = 1_000_000
@@ -37,12 +37,26 @@ def test_the_log_tells_of_the_first_compilation(name):
     assert [codes(log) for log in bursts(name)] == [{"compilation"}, set(), set(), set()]
 
 
+def burst(ttft_ms, duration_s, silence_ms=None):
+    """A burst as its client saw it: there the TTFT is the silence, too."""
+    return Pace(
+        duration_s=duration_s,
+        latency_ms=None,
+        ttft_ms=ttft_ms,
+        silence_ms=ttft_ms if silence_ms is None else silence_ms,
+    )
+
+
+def hits(ttfts_ms, durations_s):
+    found = stalls([burst(*pair) for pair in zip(ttfts_ms, durations_s, strict=True)])
+    return [finding is not None for finding in found]
+
+
 @pytest.mark.parametrize(
     ("name", "hit"), [(COLD, [True, False, True, False]), (WARM_CACHE, [True, False, False, False])]
 )
-def test_the_silence_tells_of_each(name, hit):
-    found = stalls(TTFT_MS[name], DURATION_S[name])
-    assert [finding is not None for finding in found] == hit
+def test_the_ttft_tells_of_each(name, hit):
+    assert hits(TTFT_MS[name], DURATION_S[name]) == hit
 
 
 @pytest.mark.parametrize(
@@ -51,41 +65,64 @@ def test_the_silence_tells_of_each(name, hit):
         # --enable-return-routed-experts, and one expert per token: five bursts after a start.
         ((2193, 505, 2128, 2047, 505), (2243, 3454, 2408, 2320, 3337), (1, 0, 1, 1, 0)),
         ((2551, 352, 1768, 351, 1997), (2265, 3699, 2625, 3711, 2514), (1, 0, 1, 0, 1)),
+        # Tensor parallel, and a start without a compilation after the first burst.
+        ((2204, 200, 165), (3133, 6082, 6210), (1, 0, 0)),
+        ((2650, 291, 223, 238), (2135, 3526, 3551, 3585), (1, 0, 0, 0)),
         # Llama-3.1-8B: the first burst loses 10 %, and TTFT varies by half without a stall.
         ((275, 191, 131, 173), (11169, 12378, 12935, 12598), (1, 0, 0, 0)),
         ((280, 165, 186, 137), (11326, 12562, 12452, 13070), (1, 0, 0, 0)),
+        ((197, 161, 170), (12282, 12676, 12697), (0, 0, 0)),
+        # All warm bursts of three starts together.
+        (
+            (165, 186, 137, 197, 161, 170, 191, 131, 173),
+            (12562, 12452, 13070, 12282, 12676, 12697, 12378, 12935, 12598),
+            (0,) * 9,
+        ),
     ],
-    ids=["routed experts", "one expert", "dense", "dense, another start"],
+    ids=[
+        *("routed experts", "one expert", "two GPUs", "third start"),
+        *("dense", "dense, another start", "dense, warm", "dense, all starts"),
+    ],
 )
 def test_what_was_hit_is_told_from_what_was_not(ttft_ms, tokens_per_s, hit):
-    durations_s = [12_800 / rate for rate in tokens_per_s]
-    found = stalls(ttft_ms, durations_s)
-    assert [finding is not None for finding in found] == [bool(each) for each in hit]
+    assert hits(ttft_ms, [12_800 / rate for rate in tokens_per_s]) == [bool(each) for each in hit]
 
 
-def test_a_stall_names_both_silences():
-    calm, stalled = stalls((200.0, 1500.0), (3.5, 4.8))
+def test_a_stall_names_both_waits():
+    calm, stalled = stalls([burst(505.0, 3.7), burst(2193.0, 5.7)])
     assert calm is None
     assert stalled.code == "stall"
     assert stalled.code in FINDINGS
-    assert stalled.message == (
-        "no token came for 1500 ms with requests in flight, 200 ms in another repeat"
-    )
+    assert stalled.message == "the median TTFT was 2193 ms, 505 ms in other plays"
     assert "warm up" in stalled.advice
 
 
+def test_a_stall_between_tokens_is_one_as_well():
+    calm, stalled = burst(30.0, 4.2), burst(31.0, 4.4, silence_ms=200.0)
+    found = stalls([calm, stalled])
+    assert found[0] is None
+    assert found[1].message == (
+        "no token came for 200 ms with requests in flight, 30.0 ms in other plays"
+    )
+
+
 def test_one_repeat_alone_is_no_stall():
-    assert stalls((1500.0,), (4.8,)) == (None,)
-    assert stalls((None, 1500.0, None), (1.0, 4.8, 1.0)) == (None, None, None)
+    assert stalls([burst(1500.0, 4.8)]) == (None,)
+    assert stalls([]) == ()
+
+
+def test_a_play_that_is_not_judged_may_show_it():
+    [found] = stalls([burst(1500.0, 4.8)], others=[burst(208.0, 3.6)])
+    assert found.message == "the median TTFT was 1500 ms, 208 ms in other plays"
 
 
 @pytest.mark.parametrize(
-    ("silences_ms", "duration_s"),
-    [((1000.0, 1450.0), 2.0), ((10.0, 190.0), 2.0)],
+    ("waits_ms", "duration_s"),
+    [((1000.0, 1450.0), 2.0), ((10.0, 65.0), 2.0)],
     ids=["a long prefill varies", "a small part of the repeat"],
 )
-def test_variation_is_no_stall(silences_ms, duration_s):
-    assert stalls(silences_ms, (duration_s, duration_s)) == (None, None)
+def test_variation_is_no_stall(waits_ms, duration_s):
+    assert hits(waits_ms, (duration_s, duration_s)) == [False, False]
 
 
 def request(index, sent_ms, *chunks_ms):

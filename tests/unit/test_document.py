@@ -6,12 +6,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_moeperf.document import parse, printable, render, rounded, stored_form, validate
+from pytest_moeperf.document import parse, printable, render, rounded, validate
 from pytest_moeperf.errors import BaselineError
-from pytest_moeperf.records import Finding, Sample, StartRecord
+from pytest_moeperf.record_form import (
+    read_start,
+    samples_document,
+    start_document,
+    stored_form,
+)
+from pytest_moeperf.records import Finding, GpuReading, Sample, StartRecord
 
 finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12)
 names = st.text("abcdefgh_.0123456789", min_size=1, max_size=8)
+
+
+figures = st.none() | finite
+readings = st.builds(
+    GpuReading,
+    uuid=st.sampled_from(["GPU-0", "GPU-1"]),
+    samples=st.integers(0, 10_000),
+    sm_clock_mhz=figures,
+    sm_clock_mhz_min=figures,
+    memory_clock_mhz=figures,
+    power_w=figures,
+    temperature_c=figures,
+    utilisation=figures,
+    memory_used_gib=figures,
+    throttled=st.dictionaries(names, st.floats(0, 1), max_size=2),
+    foreign=st.lists(st.text(), max_size=2).map(tuple),
+    idle_before=st.booleans(),
+)
 
 
 @st.composite
@@ -28,6 +52,7 @@ def starts(draw):
                 findings=st.lists(
                     st.builds(Finding, code=names, message=st.text(), advice=st.text()), max_size=2
                 ).map(tuple),
+                gpus=st.lists(readings, max_size=2).map(tuple),
             ),
             max_size=4,
         )
@@ -40,6 +65,18 @@ def starts(draw):
         engine_version=draw(st.none() | names),
         environment=draw(st.dictionaries(names, st.text(), max_size=3)),
         repeats=tuple(repeats),
+        warmup=tuple(
+            draw(
+                st.lists(
+                    st.builds(
+                        Sample,
+                        seed=st.integers(0, 2**31),
+                        values=st.fixed_dictionaries(dict.fromkeys(metrics, finite)),
+                    ),
+                    max_size=3,
+                )
+            )
+        ),
     )
 
 
@@ -78,6 +115,29 @@ def test_a_stored_start_reads_back_exactly(start):
     once = stored_form(start)
     assert stored_form(once) == once
     assert json.loads(render(once.environment)) == once.environment
+    assert read_start(start_document(once)) == once
+    assert [sample.seed for sample in once.warmup] == [sample.seed for sample in start.warmup]
+
+
+def test_what_gpus_did_is_stored_by_column_without_what_is_usual():
+    calm = GpuReading(uuid="GPU-b", samples=9, power_w=512.34567)
+    taken = GpuReading(uuid="GPU-a", samples=8, foreign=("7 a\nb",), idle_before=False)
+    document = samples_document(
+        (Sample(seed=5, values={}), Sample(seed=6, values={}, gpus=(calm, taken)))
+    )
+    assert document["gpus"] == {
+        "uuids": ["GPU-a", "GPU-b"],
+        "repeat": [1, 1],
+        "gpu": [1, 0],
+        "samples": [9, 8],
+        "power_w": [512.3457, None],
+        "foreign": [[], ["7 a\\nb"]],
+        "idle_before": [True, False],
+    }
+
+
+def test_a_cpu_has_no_column_of_gpus():
+    assert "gpus" not in samples_document((Sample(seed=5, values={}),))
 
 
 def test_a_metric_that_one_repeat_lacks_reads_back_as_missing():

@@ -130,6 +130,14 @@ def test_a_percentile_is_missing_below_its_floor(requests, given_percentiles):
     assert present == given_percentiles
 
 
+def test_throughput_is_shared_by_the_memory_that_the_gpus_have_in_use():
+    # Three tokens in 140 ms, on two GPUs with 40 GiB together.
+    values = compute([request()], gpu_memory_gib=40.0)
+    assert values["output_throughput_per_gpu_gib"] == pytest.approx(3 / 0.140 / 40)
+    assert compute([request()])["output_throughput_per_gpu_gib"] is None
+    assert compute([], gpu_memory_gib=40.0)["output_throughput_per_gpu_gib"] is None
+
+
 def test_goodput_counts_requests_within_every_objective():
     requests = [
         request((100, 200), sent_ms=0),  # TTFT 100, TPOT 100: good.
@@ -288,7 +296,7 @@ def test_every_figure_equals_the_slow_definition_to_the_last_bit(requests, times
 
 
 def test_figures_are_plain_numbers_that_json_knows():
-    values = compute([request()] * 700, slo=SLO(ttft_ms=1))
+    values = compute([request()] * 700, slo=SLO(ttft_ms=1), gpu_memory_gib=131.5)
     assert {type(value) for value in values.values()} == {float}
 
 

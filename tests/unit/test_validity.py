@@ -1,9 +1,7 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pytest_moeperf.records import ClientRecord, RepeatRecord, RequestRecord
-from pytest_moeperf.validity import FINDINGS, SteadyRule, busy_machine, find
+from pytest_moeperf.validity import FINDINGS, busy_machine, find
 
 MS = 1_000_000
 
@@ -255,56 +253,3 @@ def test_a_busy_machine_is_one_with_15_percent_of_its_cores_taken():
     finding = busy_machine(foreign_cores=0.6, usable_cores=2, names=["cc1plus", "rsync"])
     assert finding.code in FINDINGS
     assert finding.message == "others kept 0.6 of 2 usable cores busy (cc1plus, rsync)"
-
-
-def plays(rule, durations):
-    """How many plays a rule asks for."""
-    for count, duration in enumerate(durations, 1):
-        if rule.observe(duration):
-            return count
-    return None
-
-
-@pytest.mark.parametrize(
-    ("durations", "needed"),
-    [
-        ((1.5, 1.5), 2),
-        ((1.5, 1.4), 2),
-        ((1.5, 1.9), 2),
-        ((3.0, 1.5, 1.45), 3),
-        ((9.0, 6.0, 3.0, 2.9), 4),
-    ],
-    ids=["warm", "noise", "slower", "one cold play", "three cold plays"],
-)
-def test_a_server_is_warm_once_plays_get_no_faster(durations, needed):
-    rule = SteadyRule()
-    assert plays(rule, durations) == needed
-    assert rule.steady
-
-
-def test_warm_up_ends_at_its_bound_and_says_that_it_was_not_met():
-    rule = SteadyRule()
-    assert plays(rule, (16, 8, 4, 2, 1, 0.5)) == 5
-    assert not rule.steady
-
-
-def test_a_wider_window_wants_more_plays_without_gain():
-    assert plays(SteadyRule(window=3, max_repeats=8), (3.0, 1.5, 1.5, 1.5)) == 4
-    assert plays(SteadyRule(window=3, max_repeats=8), (2.0, 1.0, 1.95, 1.0)) == 4
-
-
-def test_plays_without_a_time_count_for_the_bound_alone():
-    rule = SteadyRule(max_repeats=3)
-    assert plays(rule, (None, 1.0, None)) == 3
-    assert not rule.steady
-
-
-@given(st.lists(st.none() | st.floats(0.01, 100), min_size=5, max_size=5))
-def test_warm_up_never_takes_more_plays_than_its_bound(durations):
-    assert plays(SteadyRule(), durations) in range(2, 6)
-
-
-@pytest.mark.parametrize("fields", [{"window": 1}, {"window": 6}, {"tolerance": -0.1}])
-def test_a_rule_that_could_never_be_met_is_refused(fields):
-    with pytest.raises(ValueError, match="2 <= window <= max_repeats"):
-        SteadyRule(**fields)

@@ -1,0 +1,69 @@
+"""What tests add to the report of a session, from whatever process they ran in."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_moeperf.timeline import TimeSpent
+
+if TYPE_CHECKING:
+    from pytest_moeperf.records import CellResult, EngineInstall
+
+__all__ = ["Collected", "Contribution", "packed", "unpacked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one test adds to the report of the session, from whatever process it ran in."""
+
+    cells: tuple[CellResult, ...]
+    engines: tuple[EngineInstall, ...]
+    hardware: str
+    machine: tuple[tuple[str, str], ...]
+    note: str | None = None
+    """Why a test that should have measured has no result."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """The contributions of all tests so far."""
+
+    cells: list[CellResult] = field(default_factory=list)
+    engines: dict[EngineInstall, None] = field(default_factory=dict)
+    hardware: str = ""
+    machine: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    spent: TimeSpent = field(default_factory=TimeSpent)
+    processes: int = 0
+    """Those that measured, side by side under xdist."""
+    failed: bool = False
+    """Something could not be written."""
+
+    def add(self, contribution: Contribution) -> None:
+        """Take in what one test added."""
+        self.cells.extend(contribution.cells)
+        self.engines.update(dict.fromkeys(contribution.engines))
+        self.hardware = contribution.hardware
+        self.machine.update(contribution.machine)
+        if contribution.note is not None:
+            self.notes.append(contribution.note)
+
+    def add_time(self, spent: TimeSpent) -> None:
+        """Count what one process spent, unless it only stood by."""
+        if spent != TimeSpent():
+            self.spent += spent
+            self.processes += 1
+
+
+def packed(contribution: Contribution) -> str:
+    """As text, which xdist carries."""
+    return base64.b85encode(pickle.dumps(contribution)).decode()
+
+
+def unpacked(text: str) -> Contribution:
+    """Inverse of `packed`."""
+    contribution: Contribution = pickle.loads(base64.b85decode(text))  # noqa: S301 - by our own worker
+    return contribution
