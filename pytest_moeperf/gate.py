@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pytest_moeperf.policy import Policy
 
 __all__ = [
+    "COLD",
+    "ENGINE_CACHES",
     "best_look",
     "doubtful",
     "judge_metric",
@@ -27,13 +29,19 @@ __all__ = [
     "paired_ratios",
     "prior_for",
     "repeats_of",
+    "started_cold",
 ]
+
+STARTUP = "startup_s"
 
 DOUBTFUL = frozenset({Outcome.REGRESSED, Outcome.INCONCLUSIVE, Outcome.ENV_DRIFT})
 """Outcomes that are looked at again before they are said."""
 
 SPEED = "memory_copy_gib_per_s"
 """Environment entry: how fast this machine copies memory, measured without any engine."""
+
+ENGINE_CACHES, COLD = "engine_caches", "cold"
+"""Environment entry: whether the engine found what it had compiled at an earlier start."""
 
 
 def judge_metric(
@@ -88,15 +96,23 @@ def _evidence(cell: CellResult, key: str, stored: Baseline | None, *, can_pair: 
 
 def _refusal(cell: CellResult, key: str, stored: Baseline | None, date: str) -> Verdict | None:
     """Why the baseline cannot be used, if it is there."""
+    values = cell.values(key)
+    if started_cold(cell, key):
+        return judge.cold_start(key, values)
     if stored is None or cell.fingerprint is None:
         return None
-    values = cell.values(key)
     if differing := compat.differences(cell.fingerprint, stored.fingerprint):
         return judge.incomparable(key, values, differing)
     if date and stored.expired(date):
         why = f"the stored one expired on {stored.expires}; run `moeperf baseline refresh`"
         return judge.no_baseline(key, values, why=why)
     return None
+
+
+def started_cold(cell: CellResult, key: str) -> bool:
+    """Whether the metric is a start-up time with all that the engine compiles only once."""
+    environment = {} if cell.start is None else cell.start.environment
+    return key == STARTUP and environment.get(ENGINE_CACHES) == COLD
 
 
 def repeats_of(start: StartRecord, key: str) -> tuple[float, ...]:

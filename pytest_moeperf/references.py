@@ -81,6 +81,18 @@ class References:
             self.folder, hardware=measured.hardware, engine=measured.engine, cell=cell.cell
         )
 
+    def told(self, cell: CellResult, name: str) -> tuple[str, ...]:
+        """What stored starts of the cell's server tell of `name` in their environment."""
+        measured = _fingerprint(cell)
+        values = (
+            start.environment.get(name)
+            for stored in self._all(measured)
+            if (stored.fingerprint.model, stored.fingerprint.server)
+            == (measured.model, measured.server)
+            for start in stored.starts
+        )
+        return tuple(sorted({value for value in values if value is not None}))
+
     def record(
         self, cell: CellResult, spec: ServerSpec, metrics: Sequence[str]
     ) -> tuple[Verdict, ...]:
@@ -91,7 +103,12 @@ class References:
         if cell.start is None:
             raise MoeperfError(f"{cell.label}: nothing was measured, so nothing can be recorded")
         gates = {key: _gate(measured.hardware, key) for key in metrics}
-        verdicts = tuple(judge.recorded(key, cell.values(key)) for key in metrics)
+        verdicts = tuple(
+            judge.cold_start(key, cell.values(key))
+            if gate.started_cold(cell, key)
+            else judge.recorded(key, cell.values(key))
+            for key in metrics
+        )
         if any(verdict.outcome is not Outcome.RECORDED for verdict in verdicts):
             return verdicts
         self._writer.add(

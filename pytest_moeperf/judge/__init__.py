@@ -19,7 +19,15 @@ from pytest_moeperf.judge.noise import (
     spread_of,
     start_value,
 )
-from pytest_moeperf.judge.plain import incomparable, invalid, judge_bounds, no_baseline, recorded
+from pytest_moeperf.judge.plain import (
+    cold_start,
+    incomparable,
+    invalid,
+    judge_bounds,
+    no_baseline,
+    recorded,
+    told,
+)
 
 __all__ = [
     "SCREENING_STARTS",
@@ -33,6 +41,7 @@ __all__ = [
     "StartValue",
     "StoredStart",
     "assess",
+    "cold_start",
     "default_prior",
     "fit_prior",
     "incomparable",
@@ -43,4 +52,5 @@ __all__ = [
     "recorded",
     "spread_of",
     "start_value",
+    "told",
 ]

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.compat import Difference
 
-__all__ = ["incomparable", "invalid", "judge_bounds", "no_baseline", "recorded", "unmeasured"]
+__all__ = [
+    "incomparable",
+    "invalid",
+    "judge_bounds",
+    "no_baseline",
+    "recorded",
+    "told",
+    "unmeasured",
+]
 
 
 def judge_bounds(
@@ -77,6 +85,18 @@ def incomparable(
     return _measured(metric_key, usable(repeats), Outcome.INCOMPARABLE, reason)
 
 
+def cold_start(metric_key: str, repeats: Sequence[float | None]) -> Verdict:
+    """Refuse to compare a start that compiled what later starts on the machine find in a cache."""
+    values = usable(repeats)
+    metric, _ = describe(metric_key)
+    figure = quantity(median(values), metric.unit)
+    reason = (
+        f"{metric_key} is {figure} with empty caches: the engine compiled what its next start on "
+        "this machine finds; run again to have it judged"
+    )
+    return _measured(metric_key, values, Outcome.INCOMPARABLE, reason)
+
+
 def no_baseline(metric_key: str, repeats: Sequence[float | None], *, why: str = "") -> Verdict:
     """Say that nothing is stored; `why` is a clause for a baseline that does not count."""
     values = usable(repeats)
@@ -107,6 +127,24 @@ def unmeasured(metric_key: str, repeats: Sequence[float | None]) -> Verdict:
     count = f"any of {len(repeats)} repeats" if repeats else "any repeat"
     reason = f"{metric_key} could not be measured in {count}"
     return _measured(metric_key, (), Outcome.INVALID, reason)
+
+
+def told(name: str, now: str | None, stored: Sequence[str], *, recording: bool) -> Verdict:
+    """Judge what a server tells of itself, in words, by what stored starts of it told."""
+    before = " or ".join(map(repr, stored))
+    if now is None and not stored:
+        outcome, reason = Outcome.INCOMPARABLE, f"this server does not tell its {name}"
+    elif now is None:
+        outcome, reason = Outcome.REGRESSED, f"{name} is not told; it was {before}"
+    elif recording:
+        outcome, reason = Outcome.RECORDED, f"{name} is {now!r}"
+    elif not stored:
+        outcome, reason = Outcome.NO_BASELINE, f"{name} is {now!r}, and no stored start tells it"
+    elif now not in stored:
+        outcome, reason = Outcome.REGRESSED, f"{name} is {now!r}; it was {before}"
+    else:
+        outcome, reason = Outcome.PASS, f"{name} is {now!r}, as before"
+    return Verdict(metric=name, outcome=outcome, reason=reason)
 
 
 def invalid(discarded: Sequence[Sample]) -> Verdict:

@@ -92,6 +92,36 @@ def test_the_same_figure_passes(judged):
     assert judged(start(20.0, 20.2, 19.8), starts=1).outcome is Outcome.PASS
 
 
+@pytest.mark.parametrize(
+    ("key", "caches", "outcome"),
+    [
+        ("startup_s", "cold", Outcome.INCOMPARABLE),
+        ("startup_s", "warm", Outcome.PASS),
+        ("tpot_ms.p50", "cold", Outcome.PASS),
+    ],
+)
+def test_a_start_that_compiled_for_the_first_time_is_not_held_against_later_ones(
+    stored, fingerprint, key, caches, outcome
+):
+    def started(caches, session="today"):
+        environment = {gate.ENGINE_CACHES: caches}
+        repeats = (Sample(seed=0, values={key: 60.0}),)
+        return replace(start(session=session), environment=environment, repeats=repeats)
+
+    cell = CellResult(
+        cell="serving/c",
+        test="t",
+        server="s",
+        engine="vllm==0.24.0",
+        workload="w",
+        fingerprint=fingerprint,
+        start=started(caches),
+    )
+    warm = replace(stored(), starts=tuple(started("warm", f"s{number}") for number in range(3)))
+    verdict = gate.judge_metric(cell, key, stored=warm, hardware="h200", p_limit=0.001).verdict
+    assert verdict.outcome is outcome
+
+
 def test_one_slow_start_asks_for_another(assessed):
     assert assessed(start(40.0), starts=1).need is Need.START
 

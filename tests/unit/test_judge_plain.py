@@ -4,7 +4,7 @@ import pytest
 
 from pytest_moeperf.compat import Difference
 from pytest_moeperf.errors import UsageError
-from pytest_moeperf.judge import incomparable, invalid, judge_bounds, no_baseline, recorded
+from pytest_moeperf.judge import incomparable, invalid, judge_bounds, no_baseline, recorded, told
 from pytest_moeperf.records import Finding, Outcome, Sample
 
 
@@ -117,3 +117,21 @@ def test_nothing_measured_is_invalid_before_anything_else():
     assert (
         no_baseline("tpot_ms.p50", []).reason == "tpot_ms.p50 could not be measured in any repeat"
     )
+
+
+@pytest.mark.parametrize(
+    ("now", "stored", "recording", "outcome", "reason"),
+    [
+        ("a", ["a"], False, Outcome.PASS, "kernel is 'a', as before"),
+        ("a", ["a", "b"], False, Outcome.PASS, "kernel is 'a', as before"),
+        ("c", ["a", "b"], False, Outcome.REGRESSED, "kernel is 'c'; it was 'a' or 'b'"),
+        (None, ["a"], False, Outcome.REGRESSED, "kernel is not told; it was 'a'"),
+        ("a", [], False, Outcome.NO_BASELINE, "kernel is 'a', and no stored start tells it"),
+        ("a", [], True, Outcome.RECORDED, "kernel is 'a'"),
+        (None, [], False, Outcome.INCOMPARABLE, "this server does not tell its kernel"),
+        (None, [], True, Outcome.INCOMPARABLE, "this server does not tell its kernel"),
+    ],
+)
+def test_words_are_held_against_those_of_stored_starts(now, stored, recording, outcome, reason):
+    verdict = told("kernel", now, stored, recording=recording)
+    assert (verdict.metric, verdict.outcome, verdict.reason) == ("kernel", outcome, reason)
