@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import pytest
 
@@ -15,7 +16,7 @@ from pytest_moeperf.records import CellResult, Outcome, Verdict
 from pytest_moeperf.report import verdict as verdict_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_moeperf.memory import Architecture
     from pytest_moeperf.metrics import SLO
@@ -63,12 +64,34 @@ class Measure:
         with _at_work(self.item, self.session) as run:
             return Cell(self, run.measure(self.session.spec(server), workload, slo=slo))
 
+    @overload
     def together(
-        self, first: NamedServer, second: NamedServer, workload: Workload
-    ) -> tuple[Cell, Cell]:
-        """Play one workload on two servers in turns, so that their ratio is paired in time."""
-        one, other = self._in_turns([(first, workload), (second, workload)])
-        return one, other
+        self, first: NamedServer, second: NamedServer, workloads: Workload
+    ) -> tuple[Cell, Cell]: ...
+
+    @overload
+    def together(
+        self, first: NamedServer, second: NamedServer, workloads: Mapping[_Rung, Workload]
+    ) -> tuple[dict[_Rung, Cell], dict[_Rung, Cell]]: ...
+
+    def together(
+        self,
+        first: NamedServer,
+        second: NamedServer,
+        workloads: Workload | Mapping[_Rung, Workload],
+    ) -> tuple[Cell, Cell] | tuple[dict[_Rung, Cell], dict[_Rung, Cell]]:
+        """Play the same on two servers, for their ratio; several workloads are all played at once.
+
+        On a CPU in turns, so that a ratio is paired in time. On GPUs on one server after the
+        other, so that each starts once, and cells that were measured before count.
+        """
+        if not isinstance(workloads, Mapping):
+            one, other = self._in_turns([(first, workloads), (second, workloads)])
+            return one, other
+        pairs = [(server, load) for load in workloads.values() for server in (first, second)]
+        cells = self._in_turns(pairs)
+        ones = dict(zip(workloads, cells[::2], strict=True))
+        return ones, dict(zip(workloads, cells[1::2], strict=True))
 
     def ladder(self, server: NamedServer, workloads: Mapping[_Rung, Workload]) -> dict[_Rung, Cell]:
         """Play several workloads on one server in turns; the cells have the keys of `workloads`."""
@@ -111,14 +134,49 @@ class Serve:
             return run.stop(self.session.spec(server))
 
     def expect(
-        self, server: NamedServer, figure: str, measured: float | None, *, equal_to: float, why: str
+        self,
+        server: NamedServer,
+        figure: str,
+        measured: float | None,
+        *,
+        equal_to: float,
+        within: float = 0.0,
+        why: str,
     ) -> None:
-        """Fail unless a figure that the server tells is exactly the calculated one."""
+        """Fail unless a figure that the server tells is the calculated one.
+
+        `within` is how far it may be off, relative to it: 0.005 for 0.5 %.
+        """
+        values = () if measured is None else (measured,)
+        self._conclude(
+            server,
+            gate.judge_prediction(figure, values, predicted=equal_to, factor=1 + within, why=why),
+        )
+
+    def at_most(
+        self, server: NamedServer, figure: str, measured: float | None, limit: float, *, why: str
+    ) -> None:
+        """Fail where a figure that the server tells is above `limit`, or missing."""
+        values = () if measured is None else (measured,)
+        self._conclude(server, judge.judge_bounds(figure, values, upper=limit, why=why))
+
+    def expect_recorded(self, server: NamedServer, name: str) -> None:
+        """Fail where the server tells something else of itself than the starts in its baselines.
+
+        `name` is an entry of its environment, such as `moe_backend`. Skip the test where neither
+        tells it.
+        """
         with _at_work(self.item, self.session) as run:
             cell = run.told(self.session.spec(server))
-        verdict = gate.judge_prediction(
-            figure, () if measured is None else (measured,), predicted=equal_to, factor=1.0, why=why
-        )
+            now = None if cell.start is None else cell.start.environment.get(name)
+            recording = self.session.options.baseline == "record"
+            stored = () if recording else self.session.references.told(cell, name)
+        verdict = judge.told(name, now, stored, recording=recording)
+        _conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
+
+    def _conclude(self, server: NamedServer, verdict: Verdict) -> None:
+        with _at_work(self.item, self.session) as run:
+            cell = run.told(self.session.spec(server))
         _conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
 
 
@@ -147,6 +205,14 @@ class Cell:
             result = session.judge(item, self.measured, metrics)
         _conclude(item, session, result)
 
+    def discarded(self, *codes: str) -> int:
+        """How many repeats were measured again because of one of these findings."""
+        self.require_valid()
+        return sum(
+            any(finding.code in codes for finding in sample.findings)
+            for sample in self.measured.result.discarded
+        )
+
     def require_valid(self) -> None:
         """Fail the test where too many repeats were invalid, with what was found in them."""
         if self.measured.result.invalid:
@@ -173,8 +239,9 @@ class Ratio:
     def name(self) -> str:
         """The metric, and what is under the fraction line."""
         above, below = self.above.measured.result, self.below.measured.result
-        same_workload = above.workload == below.workload
-        return f"{self.metric} ÷ {below.server if same_workload else below.workload}"
+        parts = ((each.workload, each.server, each.engine) for each in (above, below))
+        differing = [theirs for ours, theirs in zip(*parts, strict=True) if ours != theirs]
+        return f"{self.metric} ÷ {differing[0] if differing else below.server}"
 
     @property
     def values(self) -> tuple[float, ...]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from pytest_moeperf.errors import MoeperfError
 from pytest_moeperf.markers import (
     MEASURING_FIXTURES,
     OWN_SERVER,
     STOPS_SERVER,
     XDIST_GROUP,
+    compared_engines,
     measures,
     required_gpus,
 )
+from pytest_moeperf.placement import gpus_lacking, lacking
 from pytest_moeperf.session import NamedServer, is_attached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from pytest_moeperf.records import ServerSpec
     from pytest_moeperf.session import MoeperfSession
@@ -29,30 +34,85 @@ MISUSE = pytest.StashKey[pytest.UsageError]()
 """What was wrong on the command line, until all is collected."""
 
 
-def parametrize_servers(metafunc: pytest.Metafunc, session: MoeperfSession) -> None:
-    """Run a test that asks for servers by name once per engine."""
+def parametrize(metafunc: pytest.Metafunc, session: MoeperfSession) -> None:
+    """Run a test once per engine, per server under a name it asks for, and per value of others."""
     if not MEASURING_FIXTURES & set(metafunc.fixturenames):
         return
     try:
-        specs, engines = _specs(metafunc, session), session.engine_ids()
+        _parametrize_servers(metafunc, session)
+        values = metafunc.definition.ihook.pytest_moeperf_values(hardware=session.hardware.name)
     except pytest.UsageError as error:
         _refuse(metafunc.config, error)
         return
+    for name in metafunc.fixturenames:
+        if name in (values or {}):
+            metafunc.parametrize(name, values[name], ids=lambda value: getattr(value, "slug", None))
+
+
+def _parametrize_servers(metafunc: pytest.Metafunc, session: MoeperfSession) -> None:
+    specs, engines = _specs(metafunc, session), session.engine_ids()
     names = [name for name in metafunc.fixturenames if name in specs]
     if not names:
         return
-    missing = [name for name in names if specs[name] is None]
-    reason = f"no server {missing[0]!r} on {session.hardware.name}" if missing else ""
-    marks = [pytest.mark.skip(reason=reason)] if missing else []
+    if missing := [name for name in names if not specs[name]]:
+        _skip(metafunc, names, f"no server {missing[0]!r} on {session.hardware.name}", engines)
+        return
+    groups: list[tuple[str, ...]] = [(text,) for text in engines]
+    if compared := compared_engines(metafunc.definition):
+        texts = {label: text for text, label in engines.items()}
+        if lacking := [name for name in compared if name not in texts]:
+            why = f"compares {' and '.join(compared)}; no --engine {lacking[0]}"
+            _skip(metafunc, names, why, engines)
+            return
+        groups = [tuple(texts[name] for name in compared)]
     metafunc.parametrize(
         names,
         [
             pytest.param(
-                *(_named(name, specs[name], text) for name in names), id=label, marks=marks
+                *(
+                    _argument(name, spec, group, engines, together=bool(compared))
+                    for name, spec in zip(names, chosen, strict=True)
+                ),
+                id="-".join([*(engines[text] for text in group), *_spec_ids(names, chosen, specs)]),
             )
-            for text, label in engines.items()
+            for group in groups
+            for chosen in product(*(specs[name] for name in names))
         ],
     )
+
+
+def _skip(
+    metafunc: pytest.Metafunc, names: Sequence[str], reason: str, engines: Mapping[str, str]
+) -> None:
+    """Show the test once an engine, skipped."""
+    nothing = [None] * len(names)
+    metafunc.parametrize(
+        names,
+        [
+            pytest.param(*nothing, id=label, marks=pytest.mark.skip(reason=reason))
+            for label in engines.values()
+        ],
+    )
+
+
+def _argument(
+    name: str,
+    spec: ServerSpec,
+    group: Sequence[str],
+    engines: Mapping[str, str],
+    *,
+    together: bool,
+) -> NamedServer | dict[str, NamedServer]:
+    servers = {engines[text]: NamedServer(name, spec, text) for text in group}
+    return servers if together else next(iter(servers.values()))
+
+
+def _spec_ids(
+    names: Sequence[str], chosen: Sequence[ServerSpec], specs: Mapping[str, Sequence[ServerSpec]]
+) -> list[str]:
+    """What tells the specs under one name apart; nothing where there is only one."""
+    several = (spec for name, spec in zip(names, chosen, strict=True) if len(specs[name]) > 1)
+    return [spec.label.replace(" ", "-") for spec in several]
 
 
 def _refuse(config: pytest.Config, error: pytest.UsageError) -> None:
@@ -63,13 +123,18 @@ def _refuse(config: pytest.Config, error: pytest.UsageError) -> None:
     config.stash[MISUSE] = error
 
 
-def _named(name: str, spec: ServerSpec | None, engine: str) -> NamedServer | None:
-    return None if spec is None else NamedServer(name, spec, engine)
-
-
-def _specs(metafunc: pytest.Metafunc, session: MoeperfSession) -> Mapping[str, ServerSpec | None]:
+def _specs(
+    metafunc: pytest.Metafunc, session: MoeperfSession
+) -> Mapping[str, Sequence[ServerSpec]]:
+    """Specs by name; none where the hardware has no such server."""
     found = metafunc.definition.ihook.pytest_moeperf_servers(hardware=session.hardware.name)
-    return found or {}
+    return {name: _sequence(specs) for name, specs in (found or {}).items()}
+
+
+def _sequence(specs: ServerSpec | Sequence[ServerSpec] | None) -> Sequence[ServerSpec]:
+    if specs is None:
+        return ()
+    return specs if isinstance(specs, Sequence) else (specs,)
 
 
 def group_on_one_worker(config: pytest.Config) -> None:
@@ -141,15 +206,18 @@ def _process(server: NamedServer) -> _Process:
     return server.spec, server.engine
 
 
-def _rank(item: pytest.Item, order: Mapping[_Process, int]) -> tuple[bool, list[int]]:
+def _rank(item: pytest.Item, order: Mapping[_Process, int]) -> tuple[bool, int, list[int]]:
+    """A test belongs to the last server it needs: what it measures on earlier ones is known."""
     stops = item.get_closest_marker(STOPS_SERVER) is not None
-    return stops, sorted(order[_process(server)] for server in _servers(item))
+    ranks = sorted(order[_process(server)] for server in _servers(item))
+    return stops, ranks[-1] if ranks else 0, ranks
 
 
 def _servers(item: pytest.Item) -> list[NamedServer]:
     callspec = getattr(item, "callspec", None)
     values = callspec.params.values() if callspec is not None else ()
-    return [value for value in values if isinstance(value, NamedServer)]
+    nested = [list(value.values()) if isinstance(value, dict) else [value] for value in values]
+    return [value for group in nested for value in group if isinstance(value, NamedServer)]
 
 
 def skip_what_the_machine_lacks(item: pytest.Item, session: MoeperfSession) -> None:
@@ -160,8 +228,27 @@ def skip_what_the_machine_lacks(item: pytest.Item, session: MoeperfSession) -> N
     except pytest.UsageError as error:
         # Too late to end the session in pytest's own way.
         raise pytest.fail.Exception(str(error), pytrace=False) from None
-    if available < needed:
-        pytest.skip(f"needs {needed} GPUs, this machine has {available}")
-    attached = [server.engine for server in _servers(item) if is_attached(server.engine)]
+    servers = _servers(item)
+    reasons = [gpus_lacking(needed, available), *(_lacking(each, session) for each in servers)]
+    if reason := next(filter(None, reasons), ""):
+        pytest.skip(reason)
+    attached = [server.engine for server in servers if is_attached(server.engine)]
     if attached and item.get_closest_marker(OWN_SERVER) is not None:
         pytest.skip(f"needs a server that is started here; --engine {attached[0]} is attached")
+
+
+def _lacking(server: NamedServer, session: MoeperfSession) -> str:
+    """Why this machine cannot have the server; empty where it can, or it runs already."""
+    from pytest_moeperf.engines import engine_driver  # noqa: PLC0415 - only for suites
+    from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - the same
+
+    hardware = session.hardware
+    if is_attached(server.engine) or not hardware.gpus:
+        return ""
+    try:
+        architecture = session.run.model(server.spec.model).architecture
+    except MoeperfError:
+        return ""  # The test itself fails with it.
+    driver = engine_driver(parse_engine(server.engine).engine)
+    gpus = driver.gpus_needed(server.spec)
+    return lacking(server.spec, architecture, hardware, gpus=gpus)

@@ -10,8 +10,15 @@ from pytest_moeperf.session import SESSION
 
 if TYPE_CHECKING:
     from pytest_moeperf.cell import Measure, Serve
+    from pytest_moeperf.hardware import Hardware
 
-__all__ = ["measure", "serve"]
+__all__ = ["gpu", "measure", "serve"]
+
+
+@pytest.fixture(scope="session")
+def gpu(request: pytest.FixtureRequest) -> Hardware:
+    """What is measured on, a CPU too: `gpu.name`, `gpu.count`, `gpu.memory_gb_per_s`."""
+    return request.config.stash[SESSION].hardware
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ import pytest
 
 MEASURING_FIXTURES = frozenset({"measure", "serve"})
 
+ACROSS_ENGINES = "across_engines"
 OWN_SERVER = "own_server"
 STOPS_SERVER = "stops_server"
 XDIST_GROUP = "moeperf"
 
 _DESCRIPTIONS = (
+    f"{ACROSS_ENGINES}(*names): each server is a mapping by engine; skipped unless all are given.",
     f"{OWN_SERVER}: the test is about a server that is started here; skipped for an attached one.",
     f"{STOPS_SERVER}: the test ends a shared server; it runs after all others that use one.",
     "gpus(count): the test needs at least so many GPUs; it is skipped where there are fewer.",
@@ -39,3 +41,17 @@ def required_gpus(item: pytest.Item) -> int:
             f"{item.nodeid}: gpus takes one positive number of GPUs, as in @pytest.mark.gpus(2)"
         )
     return count
+
+
+def compared_engines(definition: pytest.Item) -> tuple[str, ...]:
+    """Read `across_engines(*engines)`; empty without the marker. Raise `pytest.UsageError`."""
+    marker = definition.get_closest_marker(ACROSS_ENGINES)
+    if marker is None:
+        return ()
+    names = marker.args
+    if len(set(names)) < 2 or marker.kwargs or not all(isinstance(name, str) for name in names):  # noqa: PLR2004 - a comparison
+        raise pytest.UsageError(
+            f"{definition.nodeid}: {ACROSS_ENGINES} takes the names of two engines or more, as in "
+            f'@pytest.mark.{ACROSS_ENGINES}("vllm", "sglang")'
+        )
+    return names

@@ -129,14 +129,33 @@ def active_parameters(arch: Architecture) -> int:
     return sum(counts.values()) - unused
 
 
-def weight_bytes(arch: Architecture) -> int:
-    """Size of all weights as stored, in bytes."""
-    return total_parameters(arch) * arch.dtype_bytes
+def weight_bytes(arch: Architecture, *, tensor_parallel_size: int = 1) -> int:
+    """Size of all weights as stored, in bytes; under tensor parallelism those of one GPU.
+
+    Each GPU holds its share of the matrices, and routers and norms whole. Key-value heads cannot be
+    split: with more GPUs than heads, several hold the same one. Experts take the same room whether
+    each is split or, under expert parallelism, each stays whole on one GPU.
+    """
+    counts = parameters(arch)
+    whole = counts["router"] + counts["norms"]
+    hidden_to_kv = 2 * arch.layers * arch.hidden_size * arch.head_dim
+    split = sum(counts.values()) - whole - hidden_to_kv * arch.kv_heads
+    share = -(-split // tensor_parallel_size)
+    kept = share + hidden_to_kv * _kv_heads(arch, tensor_parallel_size) + whole
+    return kept * arch.dtype_bytes
 
 
-def kv_bytes_per_token(arch: Architecture, dtype_bytes: int = 2) -> int:
-    """Bytes of keys and values that one token leaves in all layers (MHA and GQA)."""
-    return 2 * arch.layers * arch.kv_heads * arch.head_dim * dtype_bytes
+def kv_bytes_per_token(
+    arch: Architecture, dtype_bytes: int = 2, *, tensor_parallel_size: int = 1
+) -> int:
+    """Bytes of keys and values that one token leaves in all layers of one GPU (MHA and GQA)."""
+    heads = _kv_heads(arch, tensor_parallel_size)
+    return 2 * arch.layers * heads * arch.head_dim * dtype_bytes
+
+
+def _kv_heads(arch: Architecture, tensor_parallel_size: int) -> int:
+    """Key-value heads that each GPU has."""
+    return max(1, arch.kv_heads // tensor_parallel_size)
 
 
 def kv_tokens(
@@ -146,15 +165,17 @@ def kv_tokens(
     block_size: int,
     dtype_bytes: int = 2,
     context_tokens: int | None = None,
+    tensor_parallel_size: int = 1,
 ) -> int:
-    """Tokens that a KV cache of `kv_bytes` holds, in whole blocks of `block_size` tokens.
+    """Tokens that a KV cache of `kv_bytes` a GPU holds, in whole blocks of `block_size` tokens.
 
     With `context_tokens` the answer is the one that vLLM ≥ 0.30 logs as `KV cache size`: requests
     of that full length that fit at once, times the length (`get_kv_cache_capacity` in
     `vllm/v1/core/kv_cache_utils.py`). The two differ where a context is not a multiple of the
     block size, because the end of each request's last block stays empty.
     """
-    blocks = kv_bytes // (block_size * kv_bytes_per_token(arch, dtype_bytes))
+    token_bytes = kv_bytes_per_token(arch, dtype_bytes, tensor_parallel_size=tensor_parallel_size)
+    blocks = kv_bytes // (block_size * token_bytes)
     if context_tokens is None:
         return blocks * block_size
     blocks_per_request = -(-context_tokens // block_size)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as cached
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,8 @@ from pytest_moeperf.memory import Architecture, weight_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from importlib.resources.abc import Traversable
+
+    from pytest_moeperf.records import Weights
 
 __all__ = [
     "CatalogueEntry",
@@ -75,6 +77,8 @@ class ModelDirectory:
     """First of these ids."""
     digest: str
     """Of the architecture and of what the weights are made from."""
+    dummy: bool = False
+    """Whether it has no weights, so that the engine has to make them up."""
 
 
 @cached
@@ -88,14 +92,23 @@ def catalogue() -> Mapping[str, CatalogueEntry]:
     return {entry.name: entry for entry in entries}
 
 
-def materialize(name_or_path: str, *, cache: Path | None = None) -> ModelDirectory:
-    """Return the directory of a model, making it first if it is a small one of the catalogue.
+def materialize(
+    name_or_path: str, *, weights: Weights = "auto", cache: Path | None = None
+) -> ModelDirectory:
+    """Return the directory of a model, making it first if need be.
+
+    `weights` is about the published models of the catalogue: small ones are always made here, and
+    a path is what it is.
 
     Raises UsageError for a name that nobody knows, ModelError for a directory that no engine
     could load, StorageError when the cache cannot be written.
     """
     entry = catalogue().get(name_or_path)
     if entry is not None:
+        if not entry.small and weights != "dummy":
+            copy = _local_copy(entry, wanted=weights == "real")
+            if copy is not None:
+                return replace(copy, name=entry.name)
         return materialize_entry(entry, cache=cache)
     path = Path(name_or_path).expanduser()
     if os.sep in name_or_path or path.is_dir():
@@ -107,13 +120,10 @@ def materialize(name_or_path: str, *, cache: Path | None = None) -> ModelDirecto
 
 
 def materialize_entry(entry: CatalogueEntry, *, cache: Path | None = None) -> ModelDirectory:
-    """Return the cached directory of a small model; write it first if it is absent or damaged."""
-    if not entry.small:
-        made_here = ", ".join(name for name, other in catalogue().items() if other.small)
-        raise ModelError(
-            f"{entry.name} is known by its architecture only: give the path of a local copy of "
-            f"{entry.hf_id}, or use one of {made_here}"
-        )
+    """Return the cached directory of a model; write it first if it is absent or damaged.
+
+    A small one has random weights, a published one none.
+    """
     digest = _digest(entry)
     path = (cache or cache_root()) / "models" / f"{entry.name}-{digest}"
     if not _complete(path):
@@ -129,7 +139,32 @@ def materialize_entry(entry: CatalogueEntry, *, cache: Path | None = None) -> Mo
         vocab_size=vocab_size,
         first_id=first_id,
         digest=digest,
+        dummy=not entry.small,
     )
+
+
+def _local_copy(entry: CatalogueEntry, *, wanted: bool) -> ModelDirectory | None:
+    """Open the checkpoint in the Hugging Face cache, at the pinned commit.
+
+    None where it is absent or incomplete, or, if it is `wanted`, ModelError with what is wrong.
+    """
+    folder = f"models--{(entry.hf_id or '').replace('/', '--')}"
+    path = hugging_face_cache() / folder / "snapshots" / (entry.revision or "")
+    try:
+        return open_directory(path)
+    except ModelError as error:
+        if not wanted:
+            return None
+        raise ModelError(
+            f"--weights real: no complete copy of {entry.name}: {error}; fetch "
+            f"{entry.hf_id} at revision {entry.revision}, or use --weights dummy"
+        ) from None
+
+
+def hugging_face_cache() -> Path:
+    """Where downloads of Hugging Face's tools are, by their own variables."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def open_directory(path: Path) -> ModelDirectory:
@@ -173,7 +208,7 @@ def _write(entry: CatalogueEntry, path: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except OSError as error:
-        needed_mib = weight_bytes(entry.architecture) >> 20
+        needed_mib = weight_bytes(entry.architecture) >> 20 if entry.small else 1
         raise StorageError(
             f"{path}: model cannot be written, {error.strerror}; it takes {needed_mib} MiB, "
             "MOEPERF_CACHE sets another place"
@@ -181,15 +216,14 @@ def _write(entry: CatalogueEntry, path: Path) -> None:
 
 
 def _write_files(entry: CatalogueEntry, directory: Path) -> None:
-    from pytest_moeperf.weights import write_checkpoint  # noqa: PLC0415  imports numpy
-
-    if entry.seed is None:
-        raise ValueError(f"{entry.name} has no seed to draw weights from")
     directory.chmod(0o755)
     (directory / "config.json").write_text(json.dumps(entry.config, indent=2) + "\n")
     for name, source in _tokenizer_files().items():
         (directory / name).write_bytes(source.read_bytes())
-    write_checkpoint(directory / "model.safetensors", entry.architecture, seed=entry.seed)
+    if entry.seed is not None:
+        from pytest_moeperf.weights import write_checkpoint  # noqa: PLC0415  imports numpy
+
+        write_checkpoint(directory / "model.safetensors", entry.architecture, seed=entry.seed)
     sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
     (directory / _MANIFEST).write_text(json.dumps({"sizes": sizes}, indent=2) + "\n")
 
@@ -204,10 +238,13 @@ def _complete(path: Path) -> bool:
 
 
 def _digest(entry: CatalogueEntry) -> str:
+    tokenizer = [file.read_bytes() for file in _tokenizer_files().values()]
+    if not entry.small:
+        return f"dummy-{_sha256(json.dumps(entry.config, sort_keys=True).encode(), *tokenizer)}"
     from pytest_moeperf.weights import RECIPE  # noqa: PLC0415  imports numpy
 
     recipe = json.dumps([RECIPE, entry.seed, entry.config], sort_keys=True).encode()
-    return _sha256(recipe, *(file.read_bytes() for file in _tokenizer_files().values()))
+    return _sha256(recipe, *tokenizer)
 
 
 def _tokenizer_files() -> Mapping[str, Traversable]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.loadgen import parse_workers
+
+if TYPE_CHECKING:
+    from pytest_moeperf.records import Weights
 
 __all__ = ["BaselineMode", "Options", "add_options"]
 
@@ -55,6 +58,14 @@ def add_options(parser: pytest.Parser) -> None:
         type=Path,
         metavar="DIR",
         help="Where baselines are stored (default: baselines/ in pytest's rootdir)",
+    )
+    group.addoption(
+        "--weights",
+        default=AUTO,
+        choices=(AUTO, "dummy", "real"),
+        help="What published models are loaded with: real is the copy in the local Hugging Face "
+        "cache, dummy are weights that the engine makes up, auto is real where there is a complete "
+        "copy (default: auto)",
     )
     _add_limits(group)
 
@@ -153,6 +164,7 @@ class Options:
     stall_timeout_s: float
     client_workers: int | None
     port: int | None
+    weights: Weights
     ignored_findings: frozenset[str]
     as_typed: tuple[str, ...]
     """The options that another command needs to measure the same."""
@@ -191,6 +203,7 @@ class Options:
             stall_timeout_s=config.getoption("--stall-timeout"),
             client_workers=_client_workers(config),
             port=port,
+            weights=config.getoption("--weights"),
             ignored_findings=ignored,
             as_typed=_as_typed(config),
             limits=_limits_as_typed(config),
@@ -254,6 +267,8 @@ def _as_typed(config: pytest.Config) -> tuple[str, ...]:
     words = ["--gpu", config.getoption("--gpu")] if config.getoption("--gpu") != AUTO else []
     for engine in dict.fromkeys(config.getoption("--engine") or ()):
         words += ["--engine", engine]
+    if config.getoption("--weights") != AUTO:
+        words += ["--weights", config.getoption("--weights")]
     if config.getoption("--repeats") != DEFAULT_REPEATS:
         words += ["--repeats", str(config.getoption("--repeats"))]
     if config.getoption("--client-workers") != AUTO:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_moeperf import collection, hookspec, markers, options
-from pytest_moeperf.fixtures import measure, serve
+from pytest_moeperf.fixtures import gpu, measure, serve
 from pytest_moeperf.session import SESSION, MoeperfSession
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["measure", "serve"]
+__all__ = ["gpu", "measure", "serve"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,8 +43,8 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Turn the names of servers into parameters."""
-    collection.parametrize_servers(metafunc, metafunc.config.stash[SESSION])
+    """Turn the names of servers and values into parameters."""
+    collection.parametrize(metafunc, metafunc.config.stash[SESSION])
 
 
 @pytest.hookimpl(trylast=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,10 +15,11 @@ from pytest_moeperf import gate
 from pytest_moeperf.datasets import load_data
 from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.enginespec import parse_engine
-from pytest_moeperf.errors import MoeperfError
-from pytest_moeperf.identity import cell_name, remote_host, server_identity, workload_identity
+from pytest_moeperf.errors import MoeperfError, ServerError
+from pytest_moeperf.identity import cell_name, fingerprint, remote_host, workload_identity
 from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
 from pytest_moeperf.patience import Patience
+from pytest_moeperf.placement import in_turns
 from pytest_moeperf.probe import memory_copy_gib_per_s
 from pytest_moeperf.records import (
     CellResult,
@@ -27,6 +29,7 @@ from pytest_moeperf.records import (
     ServerSpec,
     StartRecord,
 )
+from pytest_moeperf.timeline import Timeline, TimeSpent
 from pytest_moeperf.workload import Workload
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.models import ModelDirectory
     from pytest_moeperf.pool import ServerPool
+    from pytest_moeperf.records import Weights
     from pytest_moeperf.server import RunningServer, Shutdown
 
 __all__ = ["MeasuredCell", "Run", "Settings"]
@@ -60,6 +64,7 @@ class Settings:
     server_timeout_s: float
     port: int | None
     out_dir: Path
+    weights: Weights = "auto"
 
 
 @dataclass(slots=True)
@@ -76,7 +81,7 @@ class MeasuredCell:
 
 _Cell = tuple[ServerSpec, Workload]
 _Key = tuple[_Cell, "SLO | None", tuple[_Cell, ...]]
-"""What was measured, and in turns with what."""
+"""What was measured, and on a CPU in turns with what."""
 
 
 class Run:
@@ -92,6 +97,9 @@ class Run:
         self._models: dict[str, ModelDirectory] = {}
         self._measured: dict[_Key, MeasuredCell] = {}
         self._failed: dict[ServerSpec, MoeperfError] = {}
+        self._timeline = Timeline(time.monotonic)
+        self._lives: dict[str, RunningServer] = {}
+        """Every server that was started, by start, those that ended as well."""
 
     def announce(self, phase: str, detail: str) -> None:
         """Tell what is waited for, and what for."""
@@ -150,21 +158,37 @@ class Run:
             from pytest_moeperf.models import materialize  # noqa: PLC0415 - only where needed
 
             self.announce(f"model {name}", "")
-            self._models[name] = materialize(name)
+            self._models[name] = materialize(name, weights=self.settings.weights)
         return self._models[name]
+
+    def resolved(self, spec: ServerSpec, engine: str) -> ServerSpec:
+        """The spec with its engine found, and with what its model has for weights."""
+        load_format = "dummy" if self.model(spec.model).dummy else spec.load_format
+        return replace(spec, engine=self.engine(engine), load_format=load_format)
 
     def serve(self, spec: ServerSpec) -> RunningServer:
         """Start the server, or take the one that runs; one that failed fails again at once."""
         if spec in self._failed:
             raise self._failed[spec]
         try:
-            return self.pool.acquire(spec, self.model(spec.model))
+            server = self.pool.acquire(spec, self.model(spec.model))
         except MoeperfError as error:
             self._failed[spec] = error
+            if isinstance(error, ServerError):
+                self._timeline.seconds["starting"] += error.elapsed_s or 0.0
             raise
+        if server.process is not None:
+            self._lives[server.start_id] = server
+        return server
 
     def stop(self, spec: ServerSpec) -> Shutdown:
-        """End the server, starting it first if need be, and tell how it went."""
+        """End the server, starting it first if need be, and tell how it went.
+
+        Where it had to make room for another one, that was its end.
+        """
+        before = [each.shutdown for each in self._lives.values() if each.spec == spec]
+        if before and before[-1] is not None:
+            return before[-1]
         server = self.serve(spec)
         self.announce(f"stopping {spec.label}", "")
         return self.pool.stop(server)
@@ -210,20 +234,30 @@ class Run:
     def measure_in_turns(
         self, pairs: Sequence[tuple[ServerSpec, Workload]], *, slo: SLO | None = None
     ) -> list[MeasuredCell]:
-        """Measure several cells in turns, or return what these measured before, together."""
-        keys = [(pair, slo, tuple(pairs)) for pair in pairs]
-        if not all(key in self._measured for key in keys):
-            cells = [self._begin(spec, workload, slo) for spec, workload in pairs]
+        """Measure several cells in turns, or return what these measured before, together.
+
+        On GPUs only the cells of one server take turns, see `placement.in_turns`.
+        """
+        company = () if self.hardware.gpus else tuple(pairs)
+        keys = {pair: (pair, slo, company) for pair in pairs}
+        missing = [pair for pair, key in keys.items() if key not in self._measured]
+        for turns in self._in_turns([spec for spec, _ in missing]):
+            together = [missing[index] for index in turns]
+            cells = [self._begin(spec, workload, slo) for spec, workload in together]
             if gone := [cell for cell in cells if not cell.server.alive]:
                 raise MoeperfError(
                     f"{gone[0].model.name} had to make room for {cells[-1].model.name}: this "
                     "machine cannot run both at once, which a comparison in turns needs"
                 )
             interleave(cells)
-            for key, cell in zip(keys, cells, strict=True):
-                spec = key[0][0]
-                self._measured[key] = MeasuredCell(self._result(spec, cell), spec, cell)
-        return [self._measured[key] for key in keys]
+            for pair, cell in zip(together, cells, strict=True):
+                spec, _ = pair
+                self._measured[keys[pair]] = MeasuredCell(self._result(spec, cell), spec, cell)
+        return [self._measured[keys[pair]] for pair in pairs]
+
+    def _in_turns(self, specs: Sequence[ServerSpec]) -> list[list[int]]:
+        running = [server.spec for server in self.pool.running if server.alive]
+        return in_turns(specs, self.hardware, running=running)
 
     def confirm(self, cells: Sequence[MeasuredCell]) -> bool:
         """Play as many repeats again of cells with a doubtful verdict, in turns.
@@ -232,18 +266,23 @@ class Run:
         where nothing can be added: they were looked at twice already, or nothing was played.
         """
         doubtful = [cell for cell in cells if cell.measurement is not None and not cell.confirmed]
-        playing = [cell.measurement for cell in doubtful if cell.measurement is not None]
-        if not playing or any(each.exhausted for each in playing):
+        played = [cell.measurement for cell in doubtful if cell.measurement is not None]
+        if not played or any(each.exhausted for each in played):
             return False
+        turns = self._in_turns([cell.spec for cell in doubtful])
+        return all(self._confirm_in_turns([doubtful[index] for index in group]) for group in turns)
+
+    def _confirm_in_turns(self, cells: Sequence[MeasuredCell]) -> bool:
+        playing = [cell.measurement for cell in cells if cell.measurement is not None]
         if not all(each.server.alive for each in playing):
-            specs = [cell.spec for cell in doubtful]
+            specs = [cell.spec for cell in cells]
             playing = [self._begun_anew(*pair) for pair in zip(playing, specs, strict=True)]
             if not all(each.server.alive for each in playing):
                 return False
         for each in playing:
             each.extend()
         interleave(playing)
-        for cell, each in zip(doubtful, playing, strict=True):
+        for cell, each in zip(cells, playing, strict=True):
             self._keep(cell, each)
             cell.confirmed = True
         return True
@@ -277,18 +316,25 @@ class Run:
         rules = replace(self.settings.rules, slo=slo)
         server, model = self.serve(spec), self.model(spec.model)
         data = load_data(workload, tokenizer=model.path / "tokenizer.json")
-        return CellMeasurement(server, model, workload, rules, self.announce, self.patience, data)
+        return CellMeasurement(
+            *(server, model, workload, rules, self.announce, self.patience, data),
+            timeline=self._timeline,
+        )
 
     def _result(self, spec: ServerSpec, cell: CellMeasurement) -> CellResult:
         drawn_from = cell.data.conversations or cell.data.trace
         identity = workload_identity(cell.workload.slug, cell.rules.slo, drawn_from)
         return replace(
             self._cell(
-                spec, cell.server, cell.workload.slug, identity=identity, samples=cell.samples
+                *(spec, cell.server, cell.workload.slug),
+                identity=identity,
+                samples=cell.samples,
+                warmup=cell.warm_up_samples,
             ),
             workload=cell.workload.label,
             discarded=tuple(cell.discarded),
-            warmup_plays=cell.warmup_plays,
+            warmup_plays=len(cell.warm_up_samples),
+            warmup_reason=cell.warmup_reason,
             invalid=cell.exhausted,
         )
 
@@ -300,6 +346,7 @@ class Run:
         *,
         identity: str,
         samples: Sequence[Sample] = (),
+        warmup: Sequence[Sample] = (),
     ) -> CellResult:
         install = server.install
         start = StartRecord(
@@ -310,6 +357,7 @@ class Run:
             engine_version=install.version,
             environment=self._environment(server),
             repeats=tuple(samples),
+            warmup=tuple(warmup),
         )
         return CellResult(
             cell=cell_name(self.model(spec.model).name, spec, slug),
@@ -323,7 +371,8 @@ class Run:
 
     def _environment(self, server: RunningServer) -> dict[str, str]:
         environment = dict(server.environment)
-        if remote_host(server.install) is None:
+        # How fast the CPU beside a GPU copies says nothing of the GPU.
+        if remote_host(server.install) is None and not self.hardware.gpus:
             environment[gate.SPEED] = f"{memory_copy_gib_per_s():.2f}"
         if ignored := self.settings.rules.ignored_findings:
             environment["ignored_findings"] = ", ".join(sorted(ignored))
@@ -331,19 +380,19 @@ class Run:
 
     def _fingerprint(self, spec: ServerSpec, install: EngineInstall, workload: str) -> Fingerprint:
         model = self.model(spec.model)
-        host = remote_host(install)
-        gpus = engine_driver(install.engine).gpus_needed(spec)
-        return Fingerprint(
-            hardware=self.hardware.name,
-            # So that figures of another machine are held against nothing that was recorded here.
-            cpu_model=self.hardware.cpu_model if host is None else f"not known, at {host}",
-            cpu_cores=self.hardware.cpu_cores,
-            gpus=tuple(gpu.name for gpu in self.hardware.gpus[:gpus]),
-            engine=install.engine,
+        return fingerprint(
+            self.hardware,
+            install,
+            spec,
+            gpus=engine_driver(install.engine).gpus_needed(spec),
             model=f"{model.name}@{model.digest}",
-            server=server_identity(spec),
             workload=workload,
         )
+
+    @property
+    def time_spent(self) -> TimeSpent:
+        """Where the time went so far; what ends a server counts once it has ended."""
+        return self._timeline.spent(server.life for server in self._lives.values())
 
     def close(self) -> None:
         """End every server and let go of the machine."""

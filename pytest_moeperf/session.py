@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import os
-import pickle
 import re
 import shlex
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_moeperf.contribution import Collected, Contribution, packed, unpacked
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.markers import measures
 from pytest_moeperf.options import Options
 from pytest_moeperf.progress import Progress
-from pytest_moeperf.records import CellResult, EngineInstall, Outcome, Verdict
+from pytest_moeperf.records import CellResult, Outcome, Verdict
 from pytest_moeperf.report.junit import properties
+from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,39 +62,6 @@ def is_attached(engine: str) -> bool:
     return parse_engine(engine).form == "attached"
 
 
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """What one test adds to the report of the session, from whatever process it ran in."""
-
-    cells: tuple[CellResult, ...]
-    engines: tuple[EngineInstall, ...]
-    hardware: str
-    machine: tuple[tuple[str, str], ...]
-    note: str | None = None
-    """Why a test that should have measured has no result."""
-
-
-@dataclass(slots=True)
-class Collected:
-    """The contributions of all tests so far."""
-
-    cells: list[CellResult] = field(default_factory=list)
-    engines: dict[EngineInstall, None] = field(default_factory=dict)
-    hardware: str = ""
-    machine: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    failed: bool = False
-    """Something could not be written."""
-
-    def add(self, contribution: Contribution) -> None:
-        self.cells.extend(contribution.cells)
-        self.engines.update(dict.fromkeys(contribution.engines))
-        self.hardware = contribution.hardware
-        self.machine.update(contribution.machine)
-        if contribution.note is not None:
-            self.notes.append(contribution.note)
-
-
 class MoeperfSession:
     """Between pytest's hooks and the run."""
 
@@ -126,6 +93,7 @@ class MoeperfSession:
                 server_timeout_s=options.server_timeout_s,
                 port=options.port,
                 out_dir=options.out_dir,
+                weights=options.weights,
             ),
             self.progress,
         )
@@ -211,8 +179,8 @@ class MoeperfSession:
             reporter.write_line(f"moeperf: {hardware.name} ({hardware.label}), {labels}")
 
     def spec(self, server: NamedServer) -> ServerSpec:
-        """The server's spec with its engine resolved."""
-        return server.spec.on(self.run.engine(server.engine))
+        """The server's spec with engine and weights resolved."""
+        return self.run.resolved(server.spec, server.engine)
 
     def during(self, item: pytest.Item) -> AbstractContextManager[None]:
         """Show progress of `item` while something takes long."""
@@ -278,19 +246,20 @@ class MoeperfSession:
             note=f"failed without a result: {item.nodeid}: {first_line}" if unmeasured else None,
         )
         # xdist carries plain values only.
-        report.moeperf = _packed(contribution)  # type: ignore[attr-defined] # takes extra attributes
+        report.moeperf = packed(contribution)  # type: ignore[attr-defined] # takes extra attributes
 
     def collect_cells(self, report: pytest.TestReport) -> None:
         """Take the cells out of a report, on whichever process shows them."""
         text = report.__dict__.pop("moeperf", None) if not self._is_worker else None
         if text is not None:
-            self.collected.add(_unpacked(text))
+            self.collected.add(unpacked(text))
 
     def finish(self, session: pytest.Session) -> None:
         """End the servers, then write what is to be written; a failure fails the session."""
         try:
             if "run" in vars(self):
                 self.run.close()
+                self.collected.add_time(self.run.time_spent)
             if "references" in vars(self):
                 self.collected.notes.extend(change.label for change in self.references.flush())
             if self.collected.hardware:
@@ -301,13 +270,19 @@ class MoeperfSession:
         if self.collected.failed:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._is_worker:
-            told = {"notes": self.collected.notes, "failed": self.collected.failed}
+            told = {
+                "notes": self.collected.notes,
+                "failed": self.collected.failed,
+                "spent": [asdict(self.collected.spent)] * self.collected.processes,
+            }
             self.config.workeroutput["moeperf"] = told  # type: ignore[attr-defined] # of xdist
 
     def hear_worker(self, workeroutput: dict[str, Any]) -> None:
         """Take over what an xdist worker wrote, or could not write, at its end."""
-        told = workeroutput.get("moeperf", {"notes": [], "failed": False})
+        told = workeroutput.get("moeperf", {"notes": [], "failed": False, "spent": []})
         self.collected.notes.extend(told["notes"])
+        for spent in told["spent"]:
+            self.collected.add_time(TimeSpent(**spent))
         self.collected.failed |= told["failed"]
 
     def _write_reports(self) -> None:
@@ -329,6 +304,8 @@ class MoeperfSession:
             tool_version=_tool_version(),
             started_at=self._started_at.isoformat(timespec="seconds"),
             duration_s=time.monotonic() - self._began_s,
+            spent=self.collected.spent,
+            processes=self.collected.processes,
             hardware=self.collected.hardware,
             engines=tuple(self.collected.engines),
             machine=self.collected.machine,
@@ -360,15 +337,6 @@ class MoeperfSession:
         """End what a session that never finished left running."""
         if "run" in vars(self):
             self.run.close()
-
-
-def _packed(contribution: Contribution) -> str:
-    return base64.b85encode(pickle.dumps(contribution)).decode()
-
-
-def _unpacked(text: str) -> Contribution:
-    contribution: Contribution = pickle.loads(base64.b85decode(text))  # noqa: S301 - by our own worker
-    return contribution
 
 
 SESSION = pytest.StashKey[MoeperfSession]()

@@ -1,28 +1,85 @@
-"""The servers that the suites measure, by class of hardware."""
+"""The servers and the load that the suites measure, by class of hardware."""
+
+from dataclasses import replace
 
 import pytest
 
-from pytest_moeperf import ClosedLoop, ServerSpec
+from pytest_moeperf import Burst, ClosedLoop, OpenLoop, ServerSpec
 
-SERVERS = {
-    "cpu": {
-        "moe": ServerSpec("mini-moe"),
-        "dense": ServerSpec("mini-dense"),
-    },
+MIXTRAL = ServerSpec("mixtral-8x7b", max_model_len=4096)
+LLAMA = ServerSpec("llama-3.1-8b", max_model_len=4096)
+MIXTRAL_TP2, LLAMA_TP2 = (replace(spec, tensor_parallel_size=2) for spec in (MIXTRAL, LLAMA))
+MIXTRAL_EP2 = replace(MIXTRAL_TP2, expert_parallel=True)
+
+ON_GPUS = {
+    "model": (MIXTRAL, LLAMA, MIXTRAL_TP2, LLAMA_TP2, MIXTRAL_EP2),
+    "mixture": (MIXTRAL, MIXTRAL_TP2, MIXTRAL_EP2),
+    "moe": MIXTRAL,
+    "dense": LLAMA,
+    "moe_tp2": MIXTRAL_TP2,
+    "dense_tp2": LLAMA_TP2,
 }
-"""`dense` has the size that one token of `moe` activates. More hardware is more entries."""
-
-NO_SERVERS = {"moe": None, "dense": None}
+ON_CPU = {
+    "model": ServerSpec("mini-moe"),
+    "mixture": ServerSpec("mini-moe"),
+    "moe": ServerSpec("mini-moe"),
+    "dense": ServerSpec("mini-dense"),
+    "moe_tp2": None,
+    "dense_tp2": None,
+}
+"""`model` is each that there is, `mixture` each with experts; a single name is for comparisons.
+`dense` has the size that one token of `moe` activates, or nearly."""
 
 
 def pytest_moeperf_servers(hardware):
-    return SERVERS.get(hardware, NO_SERVERS)
+    return ON_CPU if hardware == "cpu" else ON_GPUS
+
+
+def pytest_moeperf_values(hardware):
+    if hardware == "cpu":
+        return {"batch": [1, 2, 4, 8, 16], "rate": [2, 4, 8], "flat_batch": [2, 4]}
+    return {"batch": [1, 2, 4, 8, 16, 32, 64], "rate": [1, 2, 4, 8], "flat_batch": [8, 64]}
 
 
 @pytest.fixture(scope="session")
-def ladder():
-    """Streams that decode together, by their number."""
+def single(gpu):
+    """One request at a time."""
+    if gpu.name == "cpu":
+        return ClosedLoop(concurrency=1, isl=32, osl=48, requests=4)
+    return ClosedLoop(concurrency=1, isl=32, osl=64, requests=8)
+
+
+@pytest.fixture(scope="session")
+def burst(gpu):
+    """All requests at once; on GPUs as many and as long as in published figures."""
+    if gpu.name == "cpu":
+        return Burst(requests=16, isl=64, osl=32)
+    return Burst(requests=100, isl=79, osl=128)
+
+
+@pytest.fixture(scope="session")
+def arrivals(gpu):
+    """Poisson arrivals by their rate, for a few seconds each."""
+    requests, isl, osl = {1: 5, 2: 8, 4: 12, 8: 24}, 79, 128
+    if gpu.name == "cpu":
+        requests, isl, osl = {2: 6, 4: 8, 8: 16}, 32, 16
     return {
-        batch: ClosedLoop(concurrency=batch, isl=32, osl=32, requests=max(4, batch))
-        for batch in (1, 2, 4, 8, 16)
+        rate: OpenLoop(request_rate=rate, requests=count, isl=isl, osl=osl)
+        for rate, count in requests.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def ladder(gpu):
+    """Streams that decode together, by their number.
+
+    On GPUs few streams get more requests: which experts they read together is a matter of luck.
+    """
+    batches = pytest_moeperf_values(gpu.name)["batch"]
+    requests = {batch: max(4, batch) for batch in batches}
+    if gpu.name != "cpu":
+        requests |= {2: 16, 4: 16, 8: 32}
+    return {
+        batch: ClosedLoop(concurrency=batch, isl=32, osl=32, requests=requests[batch])
+        for batch in batches
     }

@@ -5,15 +5,23 @@ from pytest_moeperf import kv_tokens
 GIB = 2**30
 
 
+@pytest.fixture
+def precision(gpu):
+    """On a CPU the cache has the size that was set; on GPUs the log rounds what was left."""
+    return 0.0 if gpu.name == "cpu" else 0.02
+
+
 @pytest.mark.own_server
-def test_kv_cache_holds_the_calculated_tokens(serve, measure, moe):
-    """The engine turns the memory that it was given into exactly the tokens that fit."""
-    server = serve(moe)
+def test_kv_cache_holds_the_calculated_tokens(serve, measure, model, precision):
+    """The engine turns the memory that it was given into the tokens that fit."""
+    server = serve(model)
     fit = kv_tokens(
         int(server.facts.kv_cache_gib * GIB),
-        measure.architecture(moe),
-        block_size=int(server.counters()["kv_block_tokens"]),
+        measure.architecture(model),
+        block_size=int(server.counters().get("kv_block_tokens", 1)),
         context_tokens=server.context_tokens,
+        tensor_parallel_size=model.spec.tensor_parallel_size,
     )
     told = server.facts.kv_cache_tokens
-    serve.expect(moe, "kv_cache_tokens", told, equal_to=fit, why="whole blocks of K and V")
+    why = "whole blocks of K and V"
+    serve.expect(model, "kv_cache_tokens", told, equal_to=fit, within=precision, why=why)

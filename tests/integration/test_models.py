@@ -61,9 +61,89 @@ def test_an_unknown_name_is_quoted_and_the_known_are_listed(tmp_path):
         materialize("mini-mo", cache=tmp_path)
 
 
-def test_a_large_model_needs_the_path_of_a_copy(tmp_path):
-    with pytest.raises(ModelError, match=r"local copy of mistralai/Mixtral-8x7B-v0\.1, or use one"):
-        materialize("mixtral-8x7b", cache=tmp_path)
+# Published models
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of downloads."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def download(hub):
+    """Puts a checkpoint of a kilobyte where a download of mixtral-8x7b would be."""
+    entry = catalogue()["mixtral-8x7b"]
+
+    def put(revision=entry.revision):
+        path = hub / "models--mistralai--Mixtral-8x7B-v0.1" / "snapshots" / revision
+        path.mkdir(parents=True)
+        (path / "config.json").write_text(json.dumps(entry.config))
+        save_file({"w": np.zeros(4, np.float32)}, path / "model.safetensors")
+        return path
+
+    return put
+
+
+@pytest.mark.parametrize("weights", ["auto", "dummy"])
+@pytest.mark.usefixtures("hub")
+def test_a_published_model_without_a_copy_is_config_and_tokenizer(tmp_path, weights):
+    made = materialize("mixtral-8x7b", weights=weights, cache=tmp_path)
+    assert sorted(file.name for file in made.path.iterdir()) == [
+        "config.json",
+        "moeperf-model.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert (made.name, made.dummy) == ("mixtral-8x7b", True)
+    assert made.digest.startswith("dummy-")
+    assert json.loads((made.path / "config.json").read_bytes()) == catalogue()[made.name].config
+    # Prompts use all of the model's vocabulary but the three special tokens of the tokenizer.
+    assert (made.first_id, made.vocab_size, made.context_tokens) == (3, 32_000, 32_768)
+
+
+def test_a_local_copy_at_the_pinned_commit_is_used(download, tmp_path):
+    path = download()
+    made = materialize("mixtral-8x7b", cache=tmp_path)
+    assert (made.path, made.name, made.dummy) == (path, "mixtral-8x7b", False)
+    assert not made.digest.startswith("dummy-")
+    assert materialize("mixtral-8x7b", weights="real", cache=tmp_path) == made
+
+
+def test_dummy_weights_do_not_need_the_copy_that_is_there(download, tmp_path):
+    download()
+    assert materialize("mixtral-8x7b", weights="dummy", cache=tmp_path).dummy
+
+
+def damaged(path):
+    truncate(path)
+
+
+def of_another_commit(path):
+    path.rename(path.with_name("0" * 40))
+
+
+@pytest.mark.parametrize("change", [damaged, of_another_commit])
+def test_a_copy_that_will_not_do_is_told_only_where_it_was_asked_for(change, download, tmp_path):
+    change(download())
+    assert materialize("mixtral-8x7b", cache=tmp_path).dummy
+    with pytest.raises(ModelError) as refused:
+        materialize("mixtral-8x7b", weights="real", cache=tmp_path)
+    text = str(refused.value)
+    assert text.startswith("--weights real: no complete copy of mixtral-8x7b: ")
+    assert text.endswith(
+        "fetch mistralai/Mixtral-8x7B-v0.1 at revision fc7ac94680e38d7348cfa806e51218e6273104b0, "
+        "or use --weights dummy"
+    )
+
+
+def test_downloads_are_looked_for_where_the_tools_of_hugging_face_put_them(monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert models.hugging_face_cache() == tmp_path / "hub"
+    monkeypatch.delenv("HF_HOME")
+    assert models.hugging_face_cache().parts[-3:] == (".cache", "huggingface", "hub")
 
 
 # Small models

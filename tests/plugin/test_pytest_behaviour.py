@@ -152,6 +152,10 @@ def test_with_xdist_one_worker_measures_and_the_report_is_complete(suite, worker
     assert outcome.run_json["hardware"] == "cpu"
     assert "@moeperf" not in outcome.text + outcome.run_json["cells"][0]["test"]
     outcome.shows("*= moeperf =*", "*1 REGRESSED*", "run: .moeperf/run.json")
+    # What workers spent is told by the process that reports.
+    spent = outcome.run_json["time"]
+    assert (spent["processes"], spent["starts"], spent["specs"]) == (1, 2, 2)
+    assert spent["measuring_s"] > 0
 
 
 def test_with_xdist_misuse_is_told_without_a_traceback(suite):

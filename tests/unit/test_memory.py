@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_moeperf.errors import ModelError
 from pytest_moeperf.memory import (
@@ -116,6 +118,53 @@ def test_weights_of_mixtral_take_what_an_engine_measured():
     assert weight_bytes(catalogue()["mixtral-8x7b"].architecture) / GIB == pytest.approx(
         86.99, abs=0.01
     )
+
+
+def test_two_gpus_share_the_matrices_and_both_hold_router_and_norms():
+    # Of the groups above: (80 + 96 + 576) ÷ 2, and router and norms whole; two bytes each. The one
+    # key-value head cannot be split: of its 2 × 2 × 8 weights each GPU has all.
+    groups = parameters(architecture(TINY_MOE))
+    shared = groups["embeddings"] + groups["attention"] + groups["experts"]
+    kv_head = 2 * 2 * 4 * 2
+    per_gpu = (shared - kv_head) // 2 + kv_head + groups["router"] + groups["norms"]
+    assert weight_bytes(architecture(TINY_MOE), tensor_parallel_size=2) == 2 * per_gpu
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "told_gib"),
+    # "Model loading took … GiB" and "mem usage=… GB" of recorded logs, per GPU.
+    [("mixtral-8x7b", 1, 87.0), ("mixtral-8x7b", 2, 43.51), ("llama-3.1-8b", 1, 14.97)],
+)
+def test_weights_of_a_gpu_take_what_engines_told(model, gpus, told_gib):
+    arch = catalogue()[model].architecture
+    calculated = weight_bytes(arch, tensor_parallel_size=gpus) / GIB
+    assert calculated == pytest.approx(told_gib, rel=0.005)
+
+
+@given(tp=st.sampled_from([1, 2, 4, 8]), model=st.sampled_from(["mixtral-8x7b", "llama-3.1-8b"]))
+def test_all_gpus_together_hold_the_model_and_what_is_repeated(tp, model):
+    arch = catalogue()[model].architecture
+    groups = parameters(arch)
+    repeated = (tp - 1) * (groups["router"] + groups["norms"])
+    together = tp * weight_bytes(arch, tensor_parallel_size=tp)
+    assert together == 2 * (total_parameters(arch) + repeated)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "gib", "told"),
+    # vLLM 0.24.0 and SGLang 0.5.16 on two H200, vLLM on one; GiB as logged, so rounded.
+    [(2, 82.89, 1_358_112), (2, 2 * 40.63, 1_331_517)],
+)
+def test_a_cache_on_several_gpus_holds_the_tokens_that_engines_told(gpus, gib, told):
+    arch = catalogue()["mixtral-8x7b"].architecture
+    tokens = kv_tokens(int(gib * GIB), arch, block_size=16, tensor_parallel_size=gpus)
+    assert tokens == pytest.approx(told, rel=0.001)
+
+
+def test_more_gpus_than_key_value_heads_repeat_them():
+    arch = catalogue()["mixtral-8x7b"].architecture  # 8 of them
+    sizes = [kv_bytes_per_token(arch, tensor_parallel_size=gpus) for gpus in (1, 2, 8, 16)]
+    assert sizes == [131_072, 65_536, 16_384, 16_384]
 
 
 def test_keys_and_values_of_a_token_take_bytes_in_every_layer():

@@ -1,0 +1,76 @@
+"""--weights: what published models are loaded with."""
+
+import json
+
+import pytest
+
+from pytest_moeperf.models import catalogue
+
+CONFTEST = """\
+from pytest_moeperf import ServerSpec
+
+def pytest_moeperf_servers(hardware):
+    return {"moe": ServerSpec("mixtral-8x7b", max_model_len=64)}
+"""
+TEST = "def test_format(serve, moe):\n    print('format', serve(moe).spec.load_format)\n"
+
+
+@pytest.fixture
+def published(suite, monkeypatch):
+    """A suite for a published model, and the place of its download."""
+    monkeypatch.setattr("pytest_moeperf.pool._available_gib", lambda: 200.0)
+    monkeypatch.setenv("HF_HUB_CACHE", str(suite.root / "hub"))
+    suite.pytester.makeconftest(CONFTEST)
+    suite.write(TEST)
+    entry = catalogue()["mixtral-8x7b"]
+    return suite.root / "hub" / "models--mistralai--Mixtral-8x7B-v0.1/snapshots" / entry.revision
+
+
+@pytest.fixture
+def downloaded(published, suite):
+    published.mkdir(parents=True)
+    (published / "config.json").write_text(json.dumps(catalogue()["mixtral-8x7b"].config))
+    weights = suite.model / "model.safetensors"
+    (published / weights.name).write_bytes(weights.read_bytes())
+    return published
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize("typed", [(), ("--weights", "auto"), ("--weights", "dummy")])
+def test_without_a_copy_the_engine_makes_them_up(suite, typed):
+    outcome = suite.run(*typed, "-s")
+    outcome.counts(passed=1)
+    outcome.shows("*format dummy*")
+
+
+@pytest.mark.usefixtures("downloaded")
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [((), "auto"), (("--weights", "real"), "auto"), (("--weights=dummy",), "dummy")],
+)
+def test_a_copy_is_loaded_unless_dummies_were_asked_for(suite, typed, told):
+    outcome = suite.run(*typed, "-s")
+    outcome.counts(passed=1)
+    outcome.shows(f"*format {told}*")
+
+
+@pytest.mark.usefixtures("published")
+def test_real_ones_that_are_not_there_are_told_with_what_to_do(suite):
+    outcome = suite.run("--weights", "real")
+    outcome.counts(failed=1)
+    outcome.shows(
+        "--weights real: no complete copy of mixtral-8x7b: *; fetch mistralai/Mixtral-8x7B-v0.1 at "
+        "revision *, or use --weights dummy"
+    )
+
+
+def test_models_that_are_made_here_or_given_by_path_are_what_they_are(suite):
+    suite.write(TEST)
+    outcome = suite.run("--weights", "dummy", "-s")
+    outcome.counts(passed=1)
+    outcome.shows("*format auto*")
+
+
+def test_another_word_is_refused(suite):
+    outcome = suite.run("--weights", "random")
+    assert "argument --weights: invalid choice: 'random'" in outcome.errors
