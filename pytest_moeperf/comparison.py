@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf import gate
 from pytest_moeperf.baseline import Baseline, EngineProvenance, expiry
-from pytest_moeperf.document import parse, printable, read_fingerprint, read_start, validate
+from pytest_moeperf.document import parse, printable, validate
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.judge import Night
 from pytest_moeperf.metrics import KEYS
+from pytest_moeperf.record_form import read_fingerprint, read_start
 from pytest_moeperf.records import CellResult, Fingerprint, Outcome, StartRecord
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@
 
     MoeperfError
     ├── UsageError              what was typed cannot be done (exit code 2; pytest's own 4)
-    ├── InstallError            an engine environment could not be built
+    ├── InstallError            an engine environment or bundle could not be made
     ├── ModelError              a model directory is missing, broken or could not be written
     ├── StorageError            a file could not be read or written
     │   └── BaselineError       a baseline file is not what it must be
@@ -30,7 +30,7 @@ class UsageError(MoeperfError):
 
 
 class InstallError(MoeperfError):
-    """An engine environment that could not be built, found or removed."""
+    """An engine environment or bundle that could not be made or read."""
 
 
 class ModelError(MoeperfError):

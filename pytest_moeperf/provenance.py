@@ -7,8 +7,9 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.baseline import EngineProvenance
-from pytest_moeperf.document import printable, public_environment
+from pytest_moeperf.document import printable
 from pytest_moeperf.installs.environment import read_environment
+from pytest_moeperf.record_form import public_environment
 
 if TYPE_CHECKING:
     from pathlib import Path

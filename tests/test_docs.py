@@ -31,14 +31,23 @@ DOCUMENTS = sorted(
 )
 SHELL_LANGUAGES = {"", "console", "sh", "bash", "shell"}
 OURS = {"moeperf", "pytest", "make", "python"}
-FOREIGN = {".ci/run", "cd", "git", "jq", "nvidia-smi", "pip"}
+FOREIGN = {".ci/run", "cat", "cd", "git", "jq", "nvidia-smi", "pip", "split", "tar"}
 """Commands of others: read by people, not checked."""
 FOREIGN_OPTIONS = {
     "--extra-index-url",  # pip
-    "--find-links",  # pip
-    "--no-deps",  # pip
-    "--require-hashes",  # pip
+    "--dest",  # pip, and all below
+    "--find-links",
+    "--format",
+    "--no-deps",
+    "--no-index",
+    "--only-binary",
+    "--platform",
+    "--python-version",
+    "--require-hashes",
+    "--system-site-packages",  # venv
     "--enforce-eager",  # vLLM, and all below
+    "--enable-return-routed-experts",
+    "--hf-overrides",
     "--max-num-seqs",
     "--save-result",
     "--save-detailed",
@@ -47,6 +56,14 @@ FOREIGN_OPTIONS = {
     "--served-model-name",
     "--output-file",  # SGLang
     "--output-details",  # SGLang
+    "--device",  # SGLang, and all below
+    "--disable-radix-cache",
+    "--enable-hierarchical-cache",
+    "--enable-metrics",
+    "--ep-size",
+    "--radix-cache-backend",
+    "--radix-eviction-policy",
+    "--random-seed",
 }
 
 
@@ -338,7 +355,7 @@ def test_python_commands_name_what_is_there(command):
     first, *rest = command.arguments
     if first == "-m":
         module = rest[0].partition(".")[0]
-        assert module in {"benchmarks", "pip", "pytest", "pytest_moeperf", "venv", "vllm"}
+        assert module in {"benchmarks", "pip", "pytest", "pytest_moeperf", "sglang", "venv", "vllm"}
         return
     options = {word for word in rest if word.startswith("--")}
     assert options <= script_options(ROOT / first)
@@ -502,5 +519,5 @@ def test_examples_of_writing_suites_run(pytester, monkeypatch):
         *("-p", "no:cacheprovider", "-rs"),
         timeout=120,
     )
-    result.assert_outcomes(passed=11, skipped=1)
+    result.assert_outcomes(passed=18, skipped=2)
     result.stdout.fnmatch_lines(["SKIPPED*no server 'moe_tp2' on cpu"])

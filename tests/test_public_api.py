@@ -20,6 +20,7 @@ PUBLIC = [
     "kv_tokens",
     "predicted_step_growth",
     "rate_ladder",
+    "weight_bytes",
     "weight_bytes_per_step",
 ]
 FOR_TESTS = ["FakeEngine", "SCRIPT_VARIABLE", "Script", "make_fake_interpreter", "write_script"]

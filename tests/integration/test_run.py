@@ -2,9 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from pytest_moeperf.errors import ServerStartError
 from pytest_moeperf.measurement import Rules
 from pytest_moeperf.records import EngineInstall, ServerSpec
 from pytest_moeperf.run import Run, Settings
+from pytest_moeperf.timeline import TimeSpent
 
 SPEC = ServerSpec("tiny")
 
@@ -39,3 +41,14 @@ def test_a_server_elsewhere_is_never_taken_for_this_machine(run):
     assert far.cpu_model == "not known, at far"
     assert far == fingerprint(run, "http://far:9000")
     assert far != fingerprint(run, "http://further:8000")
+
+
+def test_a_server_that_never_became_ready_took_its_time_all_the_same(run):
+    def acquire(_spec, _model):
+        raise ServerStartError("not ready", elapsed_s=12.5)
+
+    vars(run)["pool"] = SimpleNamespace(acquire=acquire)
+    for _ in range(2):  # The second one fails at once.
+        with pytest.raises(ServerStartError):
+            run.serve(SPEC)
+    assert run.time_spent == TimeSpent(starting_s=12.5)
