@@ -9,6 +9,7 @@
     ├── StorageError            a file could not be read or written
     │   └── BaselineError       a baseline file is not what it must be
     ├── LoadError               the load could not be played to its end
+    ├── RoutingError            counts of experts that cannot be true
     └── ServerError             a server process or an attached URL
         ├── ServerStartError    it never became ready
         ├── ServerDiedError     it ended while it was needed
@@ -47,6 +48,10 @@ class BaselineError(StorageError):
 
 class LoadError(MoeperfError):
     """A load that could not be played: bad workload for this server, or no answer at all."""
+
+
+class RoutingError(MoeperfError):
+    """Counts of experts that cannot be true, or a placement that cannot be."""
 
 
 class ServerError(MoeperfError):

@@ -66,6 +66,7 @@ LAYERS = {
     "api": {"__init__"},
     "logic": {
         "admission",
+        "balance",
         "baseline",
         "baseline_format",
         "calibration",
