@@ -16,12 +16,13 @@ from pytest_moeperf.report.model import time_line
 from pytest_moeperf.report.verdict import bounds, evidence, measured, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pytest_moeperf.records import CellResult, Verdict
+    from pytest_moeperf.report.heatmap import Line
     from pytest_moeperf.report.model import SessionReport
 
-__all__ = ["render"]
+__all__ = ["render", "render_lines"]
 
 STYLES: Mapping[Outcome, str] = {
     Outcome.PASS: "green",
@@ -46,15 +47,7 @@ Row = tuple[str, ...]
 def render(report: SessionReport, *, width: int, color: bool) -> str:
     """One table a suite, the line that sums up and one on the time; ANSI codes only if `color`."""
     text = io.StringIO()
-    console = Console(
-        file=text,
-        width=width,
-        # Whether there are colours is decided already; rich would look at the environment again.
-        color_system="standard" if color else None,
-        no_color=not color,
-        force_terminal=color,
-        highlight=False,
-    )
+    console = _console(text, width=width, color=color)
     for suite, cells in report.suites.items():
         _print_suite(console, suite, cells, width=width)
     counts = [
@@ -63,7 +56,32 @@ def render(report: SessionReport, *, width: int, color: bool) -> str:
     ]
     console.print(Text(", ").join(counts))
     console.print(Text(time_line(report), style="dim"), soft_wrap=True)
-    # rich pads lines to the width, which a terminal does not need and a diff should not see.
+    return _unpadded(text)
+
+
+def render_lines(lines: Iterable[Line], *, width: int, color: bool) -> str:
+    """Lines that another module laid out, such as a heat map; ANSI codes only if `color`."""
+    text = io.StringIO()
+    console = _console(text, width=width, color=color)
+    for line in lines:
+        console.print(Text.assemble(*line), soft_wrap=True)
+    return _unpadded(text)
+
+
+def _console(file: io.StringIO, *, width: int, color: bool) -> Console:
+    return Console(
+        file=file,
+        width=width,
+        # Whether there are colours is decided already; rich would look at the environment again.
+        color_system="standard" if color else None,
+        no_color=not color,
+        force_terminal=color,
+        highlight=False,
+    )
+
+
+def _unpadded(text: io.StringIO) -> str:
+    """Without the blanks that rich fills lines with: no terminal needs them, a diff shows them."""
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
