@@ -27,6 +27,7 @@ __all__ = [
     "CatalogueEntry",
     "ModelDirectory",
     "catalogue",
+    "describe",
     "materialize",
     "materialize_entry",
     "open_directory",
@@ -90,6 +91,24 @@ def catalogue() -> Mapping[str, CatalogueEntry]:
     )
     entries = [CatalogueEntry(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
     return {entry.name: entry for entry in entries}
+
+
+def describe(name_or_path: str) -> tuple[Architecture, int]:
+    """Read architecture and context length of a model that need not have weights here.
+
+    `name_or_path` is a catalogue entry, a model directory, or a `config.json`. Raises UsageError
+    for a name that nobody knows, ModelError for a config that cannot be read.
+    """
+    entry = catalogue().get(name_or_path)
+    if entry is not None:
+        return entry.architecture, entry.config["max_position_embeddings"]
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        raise UsageError(
+            f"no model {name_or_path!r}: give one of {', '.join(catalogue())}, "
+            "or the path of a model directory or of a config.json"
+        )
+    return _read_config(path / "config.json" if path.is_dir() else path)
 
 
 def materialize(
@@ -171,16 +190,9 @@ def open_directory(path: Path) -> ModelDirectory:
     """Check that an engine could load the directory; raises ModelError with what is wrong."""
     if not path.is_dir():
         raise ModelError(f"{path}: no such model directory")
-    config = _read_json(path / "config.json")
-    try:
-        architecture = Architecture.from_config(config)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    context_tokens = config.get("max_position_embeddings")
-    if not isinstance(context_tokens, int):
-        raise ModelError(f"{path}: config.json lacks max_position_embeddings")
+    architecture, context_tokens = _read_config(path / "config.json")
     first_id, vocab_size = _ordinary_ids(path, architecture.vocab)
-    identity = [config, sorted(_weight_sizes(path).items())]
+    identity = [_read_json(path / "config.json"), sorted(_weight_sizes(path).items())]
     return ModelDirectory(
         name=path.name,
         path=path,
@@ -190,6 +202,18 @@ def open_directory(path: Path) -> ModelDirectory:
         first_id=first_id,
         digest=_sha256(json.dumps(identity, sort_keys=True).encode()),
     )
+
+
+def _read_config(file: Path) -> tuple[Architecture, int]:
+    config = _read_json(file)
+    try:
+        architecture = Architecture.from_config(config)
+    except ModelError as error:
+        raise ModelError(f"{file.parent}: {error}") from None
+    context_tokens = config.get("max_position_embeddings")
+    if not isinstance(context_tokens, int):
+        raise ModelError(f"{file.parent}: config.json lacks max_position_embeddings")
+    return architecture, context_tokens
 
 
 def _write(entry: CatalogueEntry, path: Path) -> None:

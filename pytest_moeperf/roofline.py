@@ -36,7 +36,7 @@ def weight_bytes_per_step(arch: Architecture, batch: int) -> float:
     also where it shares the embedding's weights.
     """
     counts = parameters(arch)
-    always = counts["attention"] + counts["ffn"] + counts["router"] + counts["norms"]
+    always = sum(counts.values()) - counts["embeddings"] - counts["experts"]
     output_layer = arch.vocab * arch.hidden_size
     coverage = expert_coverage(batch, arch.experts, arch.top_k) if arch.experts else 0.0
     return (always + output_layer + coverage * counts["experts"]) * arch.dtype_bytes

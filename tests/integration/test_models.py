@@ -46,7 +46,15 @@ def directory(tmp_path):
 
 
 def test_the_catalogue_has_small_models_and_the_architectures_of_large_ones():
-    assert list(catalogue()) == ["llama-3.1-8b", "mini-dense", "mini-moe", "mixtral-8x7b"]
+    assert list(catalogue()) == [
+        "deepseek-v2-lite",
+        "llama-3.1-8b",
+        "mini-dense",
+        "mini-moe",
+        "mixtral-8x7b",
+        "olmoe-1b-7b",
+        "qwen3-30b-a3b",
+    ]
     assert [name for name, entry in catalogue().items() if entry.small] == SMALL
 
 
@@ -57,7 +65,7 @@ def test_an_entry_is_either_pinned_or_seeded(entry):
 
 
 def test_an_unknown_name_is_quoted_and_the_known_are_listed(tmp_path):
-    with pytest.raises(UsageError, match=r"^no model 'mini-mo': give one of llama-3\.1-8b, mini-d"):
+    with pytest.raises(UsageError, match=r"^no model 'mini-mo': give one of deepseek-v2-lite, lla"):
         materialize("mini-mo", cache=tmp_path)
 
 
@@ -402,7 +410,7 @@ def write(name, content):
         (lambda path: (path / "config.json").unlink(), "config.json: cannot be read, No such file"),
         (write("config.json", b"{"), "config.json: not JSON, "),
         (write("config.json", b"[]"), "config.json: not a JSON object"),
-        (write("config.json", b"{}"), "model_type None in config.json is not one of: llama"),
+        (write("config.json", b"{}"), "model_type None in config.json is not one of: deepseek_v2"),
         (
             write("config.json", json.dumps({**tiny().config, "head_dim": 0}).encode()),
             "head_dim in config.json is 0",
