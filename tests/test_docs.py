@@ -262,6 +262,7 @@ CHEAP = {
     ("engine", "list"): (0,),
     ("baseline", "show"): (0,),
     ("baseline", "check"): (0,),
+    ("fit",): (0, 1),
     ("doctor",): (0, 1),  # The cache of the test has no engine.
 }
 

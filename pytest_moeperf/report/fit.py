@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -190,10 +191,11 @@ def _verdict(answer: Answer) -> Iterator[Line]:
 
 
 def _least(answer: Answer) -> Iterator[Line]:
-    """Fewest GPUs of each class, those classes together that need the same."""
+    """Fewest GPUs of each class, the fewest first; classes that need the same are in one line."""
     yield (Span(f"fewest GPUs at {answer.request.precision.name}:", "dim"),)
     spreads: dict[str, list[str]] = {}
-    for name, spread in answer.least.items():
+    by_number = sorted(answer.least.items(), key=lambda each: each[1].gpus if each[1] else math.inf)
+    for name, spread in by_number:
         label = "none of up to 64" if spread is None else f"{spread.gpus}, {spread.label}"
         spreads.setdefault(label, []).append(name)
     for label, names in spreads.items():

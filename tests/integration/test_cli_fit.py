@@ -1,12 +1,16 @@
 """`moeperf fit` as it is typed."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
 from pytest_moeperf.cli import main
 from pytest_moeperf.models import catalogue
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "fit.md"
 MIXTRAL = dict(catalogue()["mixtral-8x7b"].config)
 
 
@@ -129,3 +133,14 @@ def test_a_broken_config_is_one_line(moeperf_fit, tmp_path, content):
     assert code == 1
     assert str(tmp_path) in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "printed"),
+    re.findall(
+        r"^\$ moeperf fit (.+)\n((?:.*\n)*?)```$", DOCUMENT.read_text("utf-8"), re.MULTILINE
+    ),
+)
+def test_the_document_shows_what_is_printed(moeperf_fit, monkeypatch, typed, printed):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert moeperf_fit(*shlex.split(typed))[1] == printed
