@@ -106,6 +106,21 @@ def test_the_same_generator_gives_the_same_bounds():
     assert one.low < one.high
 
 
+@pytest.mark.parametrize("resamples", [1, 64, 100])
+def test_the_statistic_sees_as_many_resamples_as_asked(resamples):
+    generator = np.random.default_rng(2)
+    requests = requests_of(UNEVEN, generator, requests=5, tokens=30)
+    seen = []
+
+    def keep(counts):
+        seen.append(counts)
+        return balancedness(counts)
+
+    cluster_interval(requests, keep, generator=generator, resamples=resamples)
+    assert len(seen) == 1 + resamples
+    assert {tuple(counts.sum(axis=1)) for counts in seen} == {(150, 150)}
+
+
 def widths(requests, **options):
     found = cluster_interval(
         requests, balancedness, generator=np.random.default_rng(3), resamples=300, **options
