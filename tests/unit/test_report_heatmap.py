@@ -58,6 +58,11 @@ def test_looks_like_this(name, counts, width, color, golden):
     golden(name, shown(counts, width=width, color=color))
 
 
+def test_the_documents_show_it(request):
+    document = request.config.rootpath / "docs" / "balance.md"
+    assert shown(EIGHT, width=80) in document.read_text(encoding="utf-8")
+
+
 def test_eight_experts_look_alike_at_80_and_120_columns():
     assert shown(EIGHT, width=80) == shown(EIGHT, width=120)
 
