@@ -62,6 +62,8 @@ def tensors(arch: Architecture) -> tuple[Tensor, ...]:
     """List a checkpoint's tensors under their Hugging Face names (llama and mixtral)."""
     if arch.model_type not in {"llama", "mixtral"}:
         raise ModelError(f"random weights are made for llama and mixtral, not {arch.model_type}")
+    if arch.qkv_bias or arch.mlp_bias:
+        raise ModelError("random weights are made for layers without biases")
     return tuple(_tensors(arch))
 
 

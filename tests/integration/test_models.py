@@ -247,6 +247,12 @@ def test_random_weights_are_made_for_known_architectures_only():
         weights.tensors(arch)
 
 
+def test_random_weights_have_no_biases():
+    arch = replace(catalogue()["mini-dense"].architecture, mlp_bias=True)
+    with pytest.raises(ModelError, match="for layers without biases"):
+        weights.tensors(arch)
+
+
 def test_the_tokenizer_covers_the_vocabulary_and_any_text(directory):
     tokenizer = Tokenizer.from_file(str(directory.path / "tokenizer.json"))
     text = "Mixture of experts: naïve π ≈ 3.14\n\t専門家"
