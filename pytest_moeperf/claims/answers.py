@@ -16,10 +16,12 @@ from pytest_moeperf.claims.estimates import (
 )
 from pytest_moeperf.claims.published import Calculated, Cells, Claim, Figure, Measured, Told
 from pytest_moeperf.memory import (
+    PRECISIONS,
+    Parallelism,
     active_parameters,
     kv_bytes_per_token,
+    stage_bytes,
     total_parameters,
-    weight_bytes,
 )
 from pytest_moeperf.metrics import describe
 
@@ -43,8 +45,9 @@ class Quantity:
 
 
 def _weights_gb(arch: Architecture, figure: Calculated) -> float:
-    weights = weight_bytes(arch, tensor_parallel_size=figure.gpus) / arch.dtype_bytes
-    return weights * figure.bytes_per_weight / 1e9
+    precision = PRECISIONS[_FORMATS[figure.bytes_per_weight]]
+    parallel = Parallelism(tensor=figure.gpus)
+    return sum(stage_bytes(arch, parallel, precision, stage=0).values()) / 1e9
 
 
 def _all_reduce_kib(arch: Architecture, figure: Calculated) -> float:
@@ -69,6 +72,7 @@ QUANTITIES: Final[Mapping[str, Quantity]] = {
 """Figures that follow from the sizes of a model, by the name that the data have for them."""
 
 _PRECISIONS: Final[Mapping[float, str]] = {2.0: "", 1.0: ", FP8", 0.5: ", INT4"}
+_FORMATS: Final[Mapping[float, str]] = {2.0: "bf16", 1.0: "fp8", 0.5: "int4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
