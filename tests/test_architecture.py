@@ -100,7 +100,7 @@ LAYERS = {
         "warmup",
         "workload",
     },
-    "words": {"errors", "records"},
+    "words": {"errors", "records", "request"},
 }
 """Top first; a module may import from its own layer and from those below it."""
 
@@ -110,7 +110,6 @@ TESTING = "testing"
 PURE = ("reports", "engines", "logic", "words")
 """No clock, no files, no processes, no network, no pytest; to reckon with days is no clock."""
 PURE_MAY_NOT_IMPORT = {
-    "aiohttp",
     "asyncio",
     "ctypes",
     "fcntl",
@@ -160,7 +159,6 @@ fine."""
 
 ENGINE_STACK = {"torch", "vllm", "sglang", "triton", "transformers"}
 HEAVY = (
-    "aiohttp",
     "jsonschema",
     "ml_dtypes",
     "numpy",

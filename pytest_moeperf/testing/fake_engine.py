@@ -9,8 +9,9 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from pytest_moeperf.testing.dialects import DIALECTS
+from pytest_moeperf.testing.exchange import Port
 from pytest_moeperf.testing.script import Script
-from pytest_moeperf.testing.scripted import ScriptedEngine, open_port
+from pytest_moeperf.testing.scripted import ScriptedEngine
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,14 +101,14 @@ class FakeEngine:
         self._engine = ScriptedEngine(
             self.script, self.model, self.log.append, die=os._exit, dialect=self._dialect
         )
-        runner = await open_port(self._engine, host="127.0.0.1", port=0)
-        self._url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        port = await Port.open(self._engine.respond, host="127.0.0.1", port=0)
+        self._url = f"http://127.0.0.1:{port.number}"
         self._started.set()
         await self._stop.wait()
         # A connection that is not yet made when its server closes would never be closed itself.
         while connecting := _connecting():
             await asyncio.gather(*connecting, return_exceptions=True)
-        await runner.cleanup()
+        await port.close()
 
 
 def _connecting() -> list[asyncio.Task[object]]:

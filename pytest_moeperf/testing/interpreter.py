@@ -58,12 +58,8 @@ SGLANG_FLAGS = (
 FRONTEND_FIELDS = {"host": "str | None", "port": "int", "disable_uvicorn_access_log": "bool"}
 
 API_SERVER = """\
-import os
 import sys
 from pathlib import Path
-
-# aiohttp reads the certificates of the machine when it is imported; nothing here needs them.
-os.environ["SSL_CERT_FILE"] = os.devnull
 
 from pytest_moeperf.testing.process import main
 
@@ -86,7 +82,7 @@ def make_fake_interpreter(
     venv.create(directory, symlinks=True, with_pip=False)
     python = directory / "bin" / "python"
     site_packages = _site_packages(directory)
-    # The fake needs this project and aiohttp: the environment of the test is searched as well.
+    # The fake needs this project and httptools: the environment of the test is searched as well.
     (site_packages / "environment_of_the_test.pth").write_text(
         f"{Path(__file__).parents[2]}\n"
         f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n",

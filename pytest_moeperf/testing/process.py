@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.testing.dialects import DIALECTS, Dialect
+from pytest_moeperf.testing.exchange import Port
 from pytest_moeperf.testing.script import Script
-from pytest_moeperf.testing.scripted import ScriptedEngine, open_port
+from pytest_moeperf.testing.scripted import ScriptedEngine
 from pytest_moeperf.testing.sizes import ModelSizes
 from pytest_moeperf.testing.startlog import Start
 
@@ -143,14 +144,13 @@ async def _serve_process(script: Script, dialect: Dialect, args: argparse.Namesp
         dialect=dialect,
         health_generates=dialect.name == "sglang" and not asked_not_to,
     )
-    runner = await open_port(served, host=args.host, port=args.port)
+    port = await Port.open(served.respond, host=args.host, port=args.port)
     _log(f"INFO:     Started server process [{os.getpid()}]")
     _log("INFO:     Waiting for application startup.")
     _log("INFO:     Application startup complete.")
-    port = runner.addresses[0][1]
-    _log(f"INFO:     Uvicorn running on http://{args.host}:{port} (Press CTRL+C to quit)")
+    _log(f"INFO:     Uvicorn running on http://{args.host}:{port.number} (Press CTRL+C to quit)")
     await stop.wait()
-    await runner.cleanup()
+    await port.close()
 
 
 def _log(line: str) -> None:

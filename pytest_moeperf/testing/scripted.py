@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from aiohttp import web
 
 from pytest_moeperf.testing.dialects import DIALECTS, Counts, Dialect
 from pytest_moeperf.testing.generation import Generation
@@ -16,9 +15,10 @@ from pytest_moeperf.testing.script import CPU_KV_TOKENS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pytest_moeperf.testing.exchange import Exchange
     from pytest_moeperf.testing.script import Script
 
-__all__ = ["ScriptedEngine", "open_port"]
+__all__ = ["ScriptedEngine"]
 
 MS_PER_S = 1e3
 HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAUTHORIZED, HTTP_NOT_FOUND = 200, 400, 401, 404
@@ -43,70 +43,68 @@ class ScriptedEngine:
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.script.max_running or sys.maxsize)
 
-    def application(self) -> web.Application:
-        """The routes that the plugin uses."""
-        app = web.Application(client_max_size=64 * 2**20)
-        app.add_routes(
-            [
-                web.get("/health", self._health),
-                web.get(self.dialect.version_path, self._version),
-                web.get("/v1/models", self._models),
-                web.get("/metrics", self._metrics),
-                web.post(self.dialect.reset_path, self._reset),
-                web.post("/v1/completions", self._completions),
-            ]
-        )
-        return app
+    async def respond(self, exchange: Exchange) -> None:
+        """Answer a request to one of the routes that the plugin uses."""
+        match exchange.asked:
+            case "GET", "/health":
+                self.counts.prompt_tokens += self.health_generates
+                exchange.answer(HTTP_OK)
+            case "GET", self.dialect.version_path:
+                version = self.script.version or self.dialect.version
+                exchange.answer_json(HTTP_OK, {"version": version})
+            case "GET", "/v1/models":
+                exchange.answer_json(HTTP_OK, {"object": "list", "data": [self._card()]})
+            case "GET", "/metrics":
+                exchange.answer(HTTP_OK, self._metrics())
+            case "POST", self.dialect.reset_path:
+                refused = self.dialect.name == "sglang" and self.counts.running > 0
+                exchange.answer(HTTP_BAD_REQUEST if refused else HTTP_OK)
+            case "POST", "/v1/completions":
+                await self._complete(exchange)
+            case _:
+                exchange.answer(HTTP_NOT_FOUND, "404: Not Found")
 
-    async def _health(self, _: web.Request) -> web.Response:
-        if self.health_generates:
-            self.counts.prompt_tokens += 1
-        return web.Response()
-
-    async def _reset(self, _: web.Request) -> web.Response:
-        refused = self.dialect.name == "sglang" and self.counts.running > 0
-        return web.Response(status=HTTP_BAD_REQUEST if refused else HTTP_OK)
-
-    async def _version(self, _: web.Request) -> web.Response:
-        return web.json_response({"version": self.script.version or self.dialect.version})
-
-    async def _models(self, _: web.Request) -> web.Response:
-        card = {
+    def _card(self) -> dict[str, Any]:
+        return {
             "id": self.model,
             "object": "model",
             "owned_by": self.dialect.name,
             "max_model_len": self.script.max_model_len,
         }
-        return web.json_response({"object": "list", "data": [card]})
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    def _metrics(self) -> str:
         kv_tokens = self.script.kv_tokens or CPU_KV_TOKENS
-        block = self.script.kv_block_tokens
-        return web.Response(text=self.dialect.metrics(self.counts, self.model, kv_tokens, block))
+        return self.dialect.metrics(self.counts, self.model, kv_tokens, self.script.kv_block_tokens)
 
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
+    async def _complete(self, exchange: Exchange) -> None:
         script = self.script
         if script.api_key is not None and (
-            request.headers.get("Authorization") != f"Bearer {script.api_key}"
+            exchange.headers.get("authorization") != f"Bearer {script.api_key}"
         ):
-            return _refusal(HTTP_UNAUTHORIZED, "Unauthorized")
-        body = await request.json()
+            _refuse(exchange, HTTP_UNAUTHORIZED, "Unauthorized")
+            return
+        body = json.loads(exchange.body)
         if body.get("model") != self.model:
-            return _refusal(HTTP_NOT_FOUND, f"The model `{body.get('model')}` does not exist.")
+            missing = f"The model `{body.get('model')}` does not exist."
+            _refuse(exchange, HTTP_NOT_FOUND, missing)
+            return
         self._receive()
         generation = self._admit(body)
         wanted = len(generation.prompt) + generation.output_tokens
         if script.max_model_len is not None and wanted > script.max_model_len:
-            return _refusal(
+            _refuse(
+                exchange,
                 HTTP_BAD_REQUEST,
                 f"This model's maximum context length is {script.max_model_len} tokens. "
                 f"However, you requested {wanted} tokens.",
             )
-        if script.error_status is not None and generation.number % script.error_every == 0:
-            return _refusal(script.error_status, "scripted failure")
-        if body.get("stream"):
-            return await self._stream(request, generation)
-        return await self._answer(generation)
+        elif script.error_status is not None and generation.number % script.error_every == 0:
+            _refuse(exchange, script.error_status, "scripted failure")
+        elif body.get("stream"):
+            await self._stream(exchange, generation)
+        else:
+            await self._generate(generation, lambda _first, _count: None)
+            exchange.answer_json(HTTP_OK, generation.whole())
 
     def _receive(self) -> None:
         """Count a request, and fail where the script says so."""
@@ -145,29 +143,19 @@ class ScriptedEngine:
             continuous_usage=include_usage and bool(options.get("continuous_usage_stats")),
         )
 
-    async def _stream(self, request: web.Request, generation: Generation) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-
-        async def emit(first: int, count: int) -> None:
+    async def _stream(self, exchange: Exchange, generation: Generation) -> None:
+        def emit(first: int, count: int) -> None:
             limit = self.script.disconnect_after_tokens
-            if limit is not None and first >= limit and request.transport is not None:
-                request.transport.abort()
-            await response.write(generation.chunk(first, count))
+            if limit is not None and first >= limit:
+                exchange.abort()
+            exchange.send_chunk(generation.chunk(first, count))
 
+        exchange.begin_stream()
         await self._generate(generation, emit)
-        await response.write(generation.end())
-        await response.write_eof()
-        return response
+        exchange.send_chunk(generation.end())
+        exchange.send_chunk(b"")
 
-    async def _answer(self, generation: Generation) -> web.Response:
-        async def drop(_first: int, _count: int) -> None:
-            return None
-
-        await self._generate(generation, drop)
-        return web.json_response(generation.whole())
-
-    async def _generate(self, generation: Generation, emit: Callable[[int, int], Any]) -> None:
+    async def _generate(self, generation: Generation, emit: Callable[[int, int], None]) -> None:
         """Produce the tokens on time: due times add up, so a late wake-up does not accumulate."""
         script, counts = self.script, self.counts
         due = asyncio.get_running_loop().time()
@@ -189,7 +177,7 @@ class ScriptedEngine:
             while sent < generation.output_tokens:
                 count = min(script.tokens_per_chunk, generation.output_tokens - sent)
                 await self._wait_until(due)
-                await emit(sent, count)
+                emit(sent, count)
                 if script.stall_after_tokens in range(sent + 1, sent + count + 1):
                     due += script.stall_ms / MS_PER_S
                 sent += count
@@ -207,20 +195,5 @@ class ScriptedEngine:
             await asyncio.Event().wait()
 
 
-async def open_port(engine: ScriptedEngine, *, host: str, port: int) -> web.AppRunner:
-    """Serve `engine` in the running loop; `cleanup()` of the result closes everything."""
-    # A client that went away frees its stream; a stop does not wait for streams that hang.
-    runner = web.AppRunner(
-        engine.application(), handler_cancellation=True, shutdown_timeout=0.05, access_log=None
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError:
-        await runner.cleanup()
-        raise
-    return runner
-
-
-def _refusal(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message, "code": status}}, status=status)
+def _refuse(exchange: Exchange, status: int, message: str) -> None:
+    exchange.answer_json(status, {"error": {"message": message, "code": status}})

@@ -245,7 +245,7 @@ def placed(trace, tmp_path):
     return lambda word: word.replace("TRACE", trace).replace("FOLDER", str(tmp_path))
 
 
-HEAVY = ("aiohttp", "jsonschema", "numpy", "platformdirs", "psutil", "rich", "scipy", "uv")
+HEAVY = ("jsonschema", "numpy", "platformdirs", "psutil", "rich", "scipy", "uv")
 
 
 def test_nothing_heavy_is_loaded_before_the_first_request(engine):
