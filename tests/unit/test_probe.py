@@ -73,8 +73,8 @@ def test_busy_time_is_all_but_idle_and_waiting_on_the_cores_that_count():
 
 @pytest.fixture
 def spinner(tmp_path):
-    """A program that uses a core, under a name that nothing else has."""
-    program = tmp_path / "moeperf-spin"
+    """A program that uses a core, under a name that nothing else has, in other workers neither."""
+    program = tmp_path / f"spin-{os.getpid()}"
     program.symlink_to(Path(sys.executable).resolve())
     return [str(program), "-I", "-S", "-c", "print('go', flush=True)\nwhile True: pass"]
 
@@ -89,7 +89,7 @@ def test_an_own_child_is_no_bystander(spinner):
     with subprocess.Popen(spinner, stdout=subprocess.PIPE, start_new_session=True) as busy:
         try:
             busy.stdout.readline()
-            assert "moeperf-spin" not in others_for_a_while().names
+            assert Path(spinner[0]).name not in others_for_a_while().names
         finally:
             busy.kill()
 
@@ -104,7 +104,7 @@ def test_an_orphan_is_a_bystander(spinner):
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=20)
     try:
         others = others_for_a_while()
-        assert "moeperf-spin" in others.names
+        assert Path(spinner[0]).name in others.names
         assert others.cores > 0.1
     finally:
         os.kill(int(done.stdout), signal.SIGKILL)
