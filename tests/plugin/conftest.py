@@ -14,10 +14,10 @@ import pytest
 
 from pytest_moeperf.guardian import process_table
 from pytest_moeperf.testing import SCRIPT_VARIABLE, FakeEngine, Script, make_fake_interpreter
+from pytest_moeperf.warmup import Once, Proof, Steady
 
 # pytester forgets what a session in this process imported, and numpy cannot be imported twice.
 for lazy in (
-    "aiohttp",
     "numpy",
     "pytest_moeperf.cell",
     "prometheus_client.parser",
@@ -81,11 +81,12 @@ def test_single_stream(measure, moe):
 """One cell with two gates."""
 
 STEADY_MACHINE = """\
-from pytest_moeperf import patience, run, validity
+from pytest_moeperf import patience, run, validity, warmup
 
 run.memory_copy_gib_per_s = lambda: 10.0
 patience.PAUSES_S = (0.0,)
 validity.client_limits = lambda repeat: ()
+warmup.Steady = warmup.Proof = warmup.Once
 """
 """A plugin for sessions in processes of their own; see `surroundings`."""
 
@@ -126,6 +127,16 @@ def surroundings(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("pytest_moeperf.patience.PAUSES_S", (0.0,))
     # A client that others keep from its core says so, as it should.
     monkeypatch.setattr("pytest_moeperf.validity.client_limits", lambda _repeat: ())
+    # A fake is warm from its start, and every play takes a process.
+    for rule in ("Steady", "Proof"):
+        monkeypatch.setattr(f"pytest_moeperf.warmup.{rule}", Once)
+
+
+@pytest.fixture
+def whole_warm_up(surroundings, monkeypatch):
+    """As users have it, until the plays of a server show that it is warm."""
+    monkeypatch.setattr("pytest_moeperf.warmup.Steady", Steady)
+    monkeypatch.setattr("pytest_moeperf.warmup.Proof", Proof)
 
 
 @pytest.fixture(scope="session")

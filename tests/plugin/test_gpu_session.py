@@ -25,7 +25,7 @@ def test_of_longer_prompts(measure, moe):
 
 
 @pytest.fixture
-def recorded(suite, monkeypatch):
+def recorded(suite, whole_warm_up, monkeypatch):
     """What a session on one H200 recorded, with two repeats a cell."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("MOEPERF_TEST_NVML", str(RECORDINGS / "1x-h200.json"))

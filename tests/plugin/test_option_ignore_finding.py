@@ -28,6 +28,7 @@ def test_a_repeat_with_a_finding_is_measured_again_twice_and_then_the_cell_is_in
     assert cell["invalid"]
 
 
+@pytest.mark.usefixtures("whole_warm_up")
 def test_a_finding_of_a_passing_phase_costs_a_repeat_only(suite):
     # Two warm-up plays of two requests each, and the first of the repeats.
     suite.script(load_log=[COMPILING], load_log_requests=[5, 6])
