@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pytest_moeperf.errors import LoadError
 from pytest_moeperf.loadgen.job import Done, Failed, Job, Progress, Ready
-from pytest_moeperf.records import ClientRecord, RequestRecord
+from pytest_moeperf.loadgen.line import Line
+from pytest_moeperf.records import ClientRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
     from pytest_moeperf.loadgen.job import Message
+    from pytest_moeperf.request import RequestRecord
 
 __all__ = ["Crew", "Worker"]
 
@@ -33,7 +36,7 @@ class Worker:
     """One process, and what it has told so far."""
 
     process: subprocess.Popen[bytes]
-    control: Connection[Job | int, Message]
+    control: Line[Job | int, Message]
     ready: bool = False
     failure: str | None = None
     progress: Progress | None = None
@@ -120,9 +123,9 @@ class Crew:
         return all(worker.done is not None for worker in self.workers)
 
     def _take(self, workers: Sequence[Worker], timeout_s: float | None) -> None:
-        told = wait([worker.control for worker in workers], timeout_s)
+        told = wait([worker.control.fileno() for worker in workers], timeout_s)
         for worker in workers:
-            if worker.control in told:
+            if worker.control.fileno() in told:
                 worker.take()
 
     def dismiss(self) -> None:
@@ -162,7 +165,7 @@ class Crew:
 
 
 def _hire(pass_fd: int) -> Worker:
-    ours, theirs = Pipe()
+    ours, theirs = socket.socketpair()
     with theirs:
         try:
             process = subprocess.Popen(
@@ -179,7 +182,7 @@ def _hire(pass_fd: int) -> Worker:
         except OSError as error:
             ours.close()
             raise LoadError(f"no load worker can be started: {error.strerror}") from error
-    return Worker(process, ours)
+    return Worker(process, Line(ours))
 
 
 def _search_path() -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from pytest_moeperf.records import RequestRecord, RequestSpec
+    from pytest_moeperf.request import RequestRecord, RequestSpec
 
 __all__ = ["Address", "Done", "Failed", "Job", "Progress", "Ready", "RequestFile", "Tickets"]
 

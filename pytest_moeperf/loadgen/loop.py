@@ -20,7 +20,7 @@ from pytest_moeperf.loadgen.agenda import Agenda
 from pytest_moeperf.loadgen.connection import Connection, channel_factory
 from pytest_moeperf.loadgen.job import Done, Progress, RequestFile
 from pytest_moeperf.loadgen.traffic import Traffic
-from pytest_moeperf.records import RequestRecord
+from pytest_moeperf.request import RequestRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import resource
+import socket
 import sys
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.loadgen.job import Failed, Ready
+from pytest_moeperf.loadgen.line import Line
 from pytest_moeperf.loadgen.loop import Loop
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ RECORDS_AT_ONCE = 500
 
 def main(fd: int) -> None:
     """Serve the one play that comes over `fd`."""
-    control: Connection[Message, Job | int] = Connection(fd)
+    control: Line[Message, Job | int] = Line(socket.socket(fileno=fd))
     job = control.recv()
     if isinstance(job, int):
         raise TypeError("the start came before the job")
