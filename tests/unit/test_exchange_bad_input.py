@@ -107,7 +107,7 @@ def outcome(document):
         return str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sample=st.sampled_from(SAMPLES), data=st.data())
 def test_whatever_a_field_holds_is_read_or_refused(sample, data):
     key = data.draw(st.sampled_from(sorted(sample)))

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pytest_moeperf.figures import compute
@@ -24,10 +24,6 @@ FIGURE = st.floats(15, 25)
 START = st.lists(FIGURE, min_size=1, max_size=3).map(tuple)
 ARM = st.lists(START, min_size=3, max_size=3).map(tuple)
 STORED = st.lists(st.builds(StoredStart, st.sampled_from("abc"), START), max_size=6).map(tuple)
-
-
-patient = settings(deadline=None)
-"""The first assessment loads scipy."""
 
 
 @st.composite
@@ -66,7 +62,6 @@ def scaled(evidence, factor):
 HARDWARE = st.sampled_from(["cpu", "h200"])
 
 
-@patient
 @given(evidences(), HARDWARE, st.integers(-6, 6))
 def test_the_verdict_does_not_depend_on_the_unit(evidence, hardware, power):
     one = judged(evidence, hardware=hardware)
@@ -94,7 +89,6 @@ def near_a_bound(assessment):
     return any(abs(figure - bound) < 1e-9 for figure in figures for bound in bounds)
 
 
-@patient
 @given(evidences(), HARDWARE, st.randoms(use_true_random=False))
 def test_the_order_of_starts_and_repeats_does_not_matter(evidence, hardware, rng):
     def shuffled(items):
@@ -112,7 +106,6 @@ def test_the_order_of_starts_and_repeats_does_not_matter(evidence, hardware, rng
     assert (one.verdict.outcome, one.need) == (other.verdict.outcome, other.need)
 
 
-@patient
 @given(st.sampled_from(CONTINUOUS), ARM, ARM, HARDWARE)
 @example(  # The new arm stays within what the old one has shown: blame waits for the last look.
     key="ttft_ms.mean",
@@ -143,7 +136,6 @@ def test_swapping_the_arms_mirrors_the_verdict(key, old, new, hardware):
     assert is_mirrored(other, one)
 
 
-@patient
 @given(st.floats(15, 25), st.floats(15, 25), st.integers(3, 5), HARDWARE)
 def test_latency_and_throughput_are_judged_alike_in_opposite_directions(old, new, count, hardware):
     def duel(key, old, new):
@@ -159,7 +151,6 @@ def test_latency_and_throughput_are_judged_alike_in_opposite_directions(old, new
 ORDER = [Outcome.IMPROVED, Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.REGRESSED]
 
 
-@patient
 @given(evidences(), HARDWARE, st.floats(1.001, 3))
 def test_getting_worse_never_lifts_a_verdict(evidence, hardware, factor):
     lower = describe(evidence.metric)[0].direction == "lower"
@@ -174,7 +165,6 @@ def test_getting_worse_never_lifts_a_verdict(evidence, hardware, factor):
     assert ORDER.index(before) <= ORDER.index(after)
 
 
-@patient
 @given(
     st.sampled_from(CONTINUOUS),
     st.floats(0.5, 2),
@@ -202,7 +192,6 @@ def test_more_noise_makes_the_same_effect_less_sure(key, ratio, old, new, louder
         assert loud.outcome in {Outcome.INCONCLUSIVE, Outcome.UNSTABLE}
 
 
-@patient
 @given(evidences(), HARDWARE)
 def test_an_engine_is_only_blamed_beyond_tolerance_and_limit(evidence, hardware):
     found = judged(evidence, hardware=hardware)
