@@ -46,7 +46,7 @@ def test_junitxml_has_a_failure_for_each_red_test_and_the_verdicts_as_properties
         None,
         "Failed: tiny-moe, 1 at a ti",
     )
-    assert "REGRESSED itl_token_ms.p50" in bad.find("failure").text
+    assert "REGRESSED output_throughput" in bad.find("failure").text
     assert {"PASS"} <= set(properties(good).values())
     assert {"REGRESSED"} <= set(properties(bad).values())
 
@@ -90,7 +90,7 @@ def test_q_shows_neither_header_nor_progress_nor_tables(suite, attached):
     assert "  … " not in outcome.text
     assert "moeperf: cpu" not in outcome.text
     assert "metric " not in outcome.text
-    outcome.shows("  REGRESSED itl_token_ms.p50*", "FAILED *")
+    outcome.shows("  REGRESSED output_throughput*", "FAILED *")
 
 
 def test_colors_are_pytests_to_decide(suite, attached):
@@ -130,7 +130,7 @@ def test_the_step_summary_of_github_gets_the_results_below_what_is_there(
     text = summary.read_text()
     assert text.startswith("before\n")
     assert "REGRESSED" in text
-    assert "| `itl_token_ms.p50 ÷ tiny-moe` | PASS |" in text
+    assert "| `output_throughput ÷ tiny-moe` | PASS |" in text
 
 
 @pytest.mark.parametrize("workers", [2, 4])
