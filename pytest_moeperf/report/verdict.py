@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.metrics import quantity
@@ -52,7 +53,10 @@ def interval(verdict: Verdict) -> str:
 
 
 def _as_change(effect: float, direction: Direction | None) -> float:
-    return 1 / (1 + effect) - 1 if direction == "lower" else effect
+    if direction != "lower":
+        return effect
+    # Against an expected figure of 0 no multiple tells how much longer it is.
+    return 1 / (1 + effect) - 1 if effect > -1 else math.inf
 
 
 def evidence(verdict: Verdict, against: str | None) -> str:

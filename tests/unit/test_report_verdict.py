@@ -26,6 +26,11 @@ def test_the_interval_is_that_of_the_change_as_the_metric_is_read():
     assert interval(rate) == "-5.0 % (-6.0 … -4.0)"
 
 
+def test_a_loss_beyond_all_measure_is_told_as_such():
+    endless = replace(SLOWER, change=None, effect=-1.0, interval=(-1.0, -0.5))
+    assert interval(endless) == "– (+100.0 … +inf)"
+
+
 def test_nothing_to_compare_with_is_a_dash():
     assert interval(Verdict(metric="m", outcome=Outcome.NO_BASELINE)) == "–"
 
