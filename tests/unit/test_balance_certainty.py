@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -13,7 +13,6 @@ from pytest_moeperf.balance import (
 )
 from pytest_moeperf.errors import RoutingError
 
-patient = settings(deadline=None)
 ROW = st.lists(st.integers(0, 20), min_size=6, max_size=6)
 
 
@@ -67,7 +66,6 @@ def test_a_uniform_layer_has_no_order():
     assert agreement(one, one) == (None, pytest.approx(1))
 
 
-@patient
 @given(st.tuples(ROW, ROW))
 def test_agreement_is_spearmans(rows):
     one, other = map(top_1, rows)

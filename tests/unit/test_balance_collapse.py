@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_moeperf.balance import ExpertCounts, collapses, dead_experts
-
-patient = settings(deadline=None)
 
 
 def counts_of(*rows, tokens, top_k=1, layers=()):
@@ -63,7 +61,6 @@ def test_one_of_two_experts():
     assert [each.experts for each in collapses(counts_of([90, 10], tokens=100))] == [(0,)]
 
 
-@patient
 @given(st.permutations([50, 36, 4, 2, 2, 2, 2, 2]))
 def test_collapse_is_found_wherever_the_experts_stand(row):
     (found,) = collapses(counts_of(row, tokens=100))

@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_moeperf.balance import ExpertCounts, count_routes, merged
 from pytest_moeperf.errors import RoutingError
-
-patient = settings(deadline=None)
 
 
 def routes_of(generator, *, tokens, layers, experts, top_k):
@@ -122,7 +120,6 @@ def test_layers_that_the_routes_lack(layers):
         count_routes([[[0], [1]]], experts=2, layers=layers)
 
 
-@patient
 @given(models(parts=3))
 def test_merging_is_associative_and_commutative(parts):
     one, two, three = parts

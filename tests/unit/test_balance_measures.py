@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
@@ -21,7 +21,6 @@ from pytest_moeperf.balance import (
 )
 from pytest_moeperf.errors import RoutingError
 
-patient = settings(deadline=None)
 PER_LAYER = [
     coefficient_of_variation,
     largest_deviation,
@@ -68,7 +67,6 @@ def test_10_to_14_percent_of_the_tokens_are_20_below_to_12_above_uniform():
     assert deviations(share)[0, [0, 7]] == pytest.approx([-0.2, 0.12])
 
 
-@patient
 @given(st.integers(1, 300), st.integers(1, 5), st.integers(1, 1000))
 def test_uniform_loads_are_perfect(units, layers, load):
     loads = np.full((layers, units), load)
@@ -79,7 +77,6 @@ def test_uniform_loads_are_perfect(units, layers, load):
     assert largest_deviation(loads) == pytest.approx(np.zeros(layers), abs=1e-9)
 
 
-@patient
 @given(st.integers(2, 300), st.integers(1, 5), st.integers(1, 1000), st.data())
 def test_all_on_one_is_the_worst(units, layers, load, data):
     loads = np.zeros((layers, units), dtype=np.int64)
@@ -92,7 +89,6 @@ def test_all_on_one_is_the_worst(units, layers, load, data):
     assert max_over_mean(loads) == pytest.approx(np.full(layers, units))
 
 
-@patient
 @given(LOADS, st.randoms(use_true_random=False))
 def test_the_order_of_experts_changes_nothing(loads, random):
     order = random.sample(range(loads.shape[1]), loads.shape[1])
@@ -100,14 +96,12 @@ def test_the_order_of_experts_changes_nothing(loads, random):
         assert measure(loads[:, order]) == pytest.approx(measure(loads), abs=1e-9)
 
 
-@patient
 @given(LOADS, st.integers(2, 1000))
 def test_more_of_the_same_tokens_change_nothing(loads, times):
     for measure in (*PER_LAYER, balancedness):
         assert measure(loads * times) == pytest.approx(measure(loads), abs=1e-9)
 
 
-@patient
 @given(LOADS)
 def test_every_measure_stays_in_its_range(loads):
     units = loads.shape[1]
@@ -123,7 +117,6 @@ def test_every_measure_stays_in_its_range(loads):
     assert layers.min() - within <= balancedness(loads) <= layers.max() + within
 
 
-@patient
 @given(LOADS.filter(lambda loads: loads.min() > 0))
 def test_over_layers_with_as_many_tokens_it_is_the_harmonic_mean(loads):
     equal = shares(loads)
@@ -131,7 +124,6 @@ def test_over_layers_with_as_many_tokens_it_is_the_harmonic_mean(loads):
     assert balancedness(equal) == pytest.approx(harmonic)
 
 
-@patient
 @given(LOADS, st.data())
 def test_the_sum_of_two_runs_is_never_worse_than_both(loads, data):
     """max(a + b) ≤ max a + max b: why balance over many steps flatters."""

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_moeperf.balance import (
@@ -14,7 +14,6 @@ from pytest_moeperf.balance import (
 )
 from pytest_moeperf.errors import RoutingError
 
-patient = settings(deadline=None)
 COUNTS = ExpertCounts(
     counts=np.array([[8, 4, 2, 2], [1, 1, 7, 7]]), tokens=8, top_k=2, layers=(3, 4)
 )
@@ -77,7 +76,6 @@ def test_one_slot_an_expert_is_the_linear_placement():
     assert placed.ranks == 4
 
 
-@patient
 @given(st.sampled_from([(8, 1), (8, 2), (8, 4), (8, 8), (12, 3), (16, 4)]), st.data())
 def test_ranks_are_at_least_as_balanced_as_experts(sizes, data):
     """A rank of m experts has at most m times the busiest one's load."""
@@ -95,7 +93,6 @@ def test_ranks_are_at_least_as_balanced_as_experts(sizes, data):
         assert balancedness(loads) >= balancedness(counts.counts) - 1e-9
 
 
-@patient
 @given(st.integers(1, 12), st.data())
 def test_no_token_is_lost_or_served_twice_with_copies(experts, data):
     ranks = data.draw(st.integers(1, 4))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_moeperf.gpu import hardware_classes
@@ -150,7 +150,6 @@ def test_tied_embeddings_are_twice_in_a_pipeline_and_once_without():
     data=st.integers(1, 4),
     experts_whole=st.booleans(),
 )
-@settings(deadline=None)
 def test_all_gpus_together_hold_at_least_the_model(name, tensor, pipeline, data, experts_whole):
     arch = ARCHITECTURES[name]
     spread = {"tensor": tensor, "pipeline": pipeline, "data": data, "experts_whole": experts_whole}
@@ -369,7 +368,6 @@ def change(option, value):
     concurrency=st.integers(1, 64),
     tensor=st.sampled_from([1, 2, 4, 8]),
 )
-@settings(deadline=None)
 def test_what_is_told_would_fit(gpu_gib, context, concurrency, tensor):
     request = asked(
         gpu_gib=gpu_gib,

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_moeperf.balance import ExpertCounts
@@ -67,7 +67,6 @@ def test_eight_experts_look_alike_at_80_and_120_columns():
     assert shown(EIGHT, width=80) == shown(EIGHT, width=120)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(30, 200))
 def test_no_line_of_the_map_is_wider_than_the_terminal(experts, width):
     counts = many(experts, top_k=1, layers=1)
