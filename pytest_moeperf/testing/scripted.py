@@ -156,7 +156,11 @@ class ScriptedEngine:
         exchange.send_chunk(b"")
 
     async def _generate(self, generation: Generation, emit: Callable[[int, int], None]) -> None:
-        """Produce the tokens on time: due times add up, so a late wake-up does not accumulate."""
+        """Produce the tokens on time: due times add up, so a late wake-up does not accumulate.
+
+        What is late by more than a token is not caught up, as no engine could: else a busy machine
+        would make two tokens come at once.
+        """
         script, counts = self.script, self.counts
         due = asyncio.get_running_loop().time()
         counts.waiting += 1
@@ -183,7 +187,8 @@ class ScriptedEngine:
                 sent += count
                 counts.generation_tokens += count
                 itl_ms = script.itl_ms + script.itl_ms_per_stream * (counts.running - 1)
-                due += pace * itl_ms * count
+                step = pace * itl_ms * count
+                due = max(due, asyncio.get_running_loop().time() - step) + step
         finally:
             counts.running -= 1
             counts.finished += 1

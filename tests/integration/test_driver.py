@@ -156,7 +156,7 @@ def test_a_hanging_server_is_found_though_its_health_is_fine():
         FakeEngine(Script(hang_after_requests=2)) as engine,
         pytest.raises(ServerHungError, match=r"sent no token .* 2 requests in flight, 2 of 6 done"),
     ):
-        play(target(engine), closed(requests=6, concurrency=2), stall_timeout_s=0.3)
+        play(target(engine), closed(requests=6, concurrency=2), stall_timeout_s=1.0)
 
 
 def test_new_arrivals_do_not_hide_a_hanging_server():
