@@ -143,15 +143,15 @@ POLICIES: Mapping[str, Mapping[str, Policy]] = {
     ),
     # A GPU of its own: what differs between two starts of vLLM 0.24.0 on one H200.
     GPU: _policies(
-        # 1 to 4 % of Mixtral's TTFT, up to 22 % of Llama's: of its 15 ms the host takes the most.
+        # Of a single stream 2 % (Mixtral-8x7B) and 22 % (Llama-3.1-8B, 11 to 17 ms).
         ttft=_gpu(0.30, 0.60, noise=0.120),
-        # 0.1 to 0.9 % a decode step, 0.7 to 1.5 % in a burst.
+        # A decode step of one stream 0.1 to 0.9 %, the throughput of a burst 0.7 and 1.5 %.
         steady=_gpu(0.03, 0.05, noise=0.010),
         # Of a few arrivals, with queueing and prefill and the host in it: 0.3 to 2.5 %.
         e2el=_gpu(0.05, 0.08, noise=0.020),
         threshold=_gpu(0.10, 0.15, noise=0.030),
         longest=_gpu(0.50, 0.80, noise=0.150),
-        # With warm caches: 7 and 32 %.
+        # With warm caches: 7 and 27 %, from two starts each.
         startup=_gpu(0.75, 1.50, noise=0.200),
     ),
 }

@@ -166,7 +166,7 @@ def _stall(
     if wait_ms is None or not known_ms:
         return None
     # Of many plays one may be lucky, as when the first step takes half of a burst: 161 ms beside
-    # 340 ms on an H200, with nothing compiled. That two are is rare.
+    # 340 ms on an H200, in a play whose TTFT and throughput were usual. Two such are rare.
     usual_ms = known_ms[len(known_ms) >= _MANY_PLAYS]
     if wait_ms <= _STALL_RATIO * usual_ms:
         return None

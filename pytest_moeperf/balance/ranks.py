@@ -89,7 +89,7 @@ def replicated_placement(
 
 def _by_layer(values: npt.ArrayLike, kind: str, limit: int) -> npt.NDArray[np.int64]:
     array = np.atleast_2d(np.asarray(values))
-    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):  # noqa: PLR2004
+    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):  # noqa: PLR2004 - a table
         raise RoutingError(
             f"{kind}s as {array.dtype} of shape {list(array.shape)}: expected whole "
             f"numbers, one list for all layers or one a layer"

@@ -170,7 +170,7 @@ class Sglang:
         if "--random-seed" not in given:
             words += ["--random-seed", "0"]
         if "--log-level-http" not in given:
-            # A line a request hides what an engine says before it fails, and costs it time.
+            # A line a request hides what an engine says before it fails.
             words += ["--log-level-http", "warning"]
         if not launch.gpu_ids and "--device" not in given:
             words += ["--device", "cpu"]

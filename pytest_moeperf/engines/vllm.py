@@ -174,7 +174,7 @@ class Vllm:
         if "--seed" not in given:
             words += ["--seed", "0"]
         if "--disable-uvicorn-access-log" not in given:
-            # A line a request hides what an engine says before it fails, and costs it time.
+            # A line a request hides what an engine says before it fails.
             words += ["--disable-uvicorn-access-log"]
         if not launch.gpu_ids and not given & {"--enforce-eager", "--no-enforce-eager"}:
             # On a CPU compiling adds 20 s to every start and needs a C++ compiler.
