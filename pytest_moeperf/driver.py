@@ -76,7 +76,7 @@ def play(
     head = request_head(target)
     with (
         RequestFile(head, model=target.model, continuous_usage=target.continuous_usage) as requests,
-        Crew(size, pass_fd=requests.fd) as crew,
+        Crew(size) as crew,
     ):
         # The workers start meanwhile.
         requests.write(plan.requests)
@@ -89,7 +89,7 @@ def play(
                 size=size,
                 stall_timeout_s=stall_timeout_s,
             )
-            crew.prepare(jobs)
+            crew.prepare(jobs, requests_fd=requests.fd)
         except ConnectionError as error:
             # A dead process explains more than a closed port does.
             watch.check_alive()
@@ -139,7 +139,6 @@ def _jobs(
     return [
         Job(
             address=address,
-            requests_fd=requests.fd,
             ends=requests.ends,
             asked_tokens=array("L", (spec.output_tokens for spec in plan.requests)),
             slots=_share(min(plan.concurrency or 0, total), number, size) if closed else None,

@@ -18,11 +18,11 @@ __all__ = ["Agenda"]
 class Agenda:
     """The send times of an open loop, or the slots of a closed one; ns after the start."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, requests_fd: int) -> None:
         self._scheduled = deque(job.schedule)
         self._resting: list[tuple[int, int]] = []
         """A heap: closed loop, when a slot's rest ends, and its next request."""
-        self._tickets = Tickets(job.requests_fd, len(job.ends))
+        self._tickets = Tickets(requests_fd, len(job.ends))
         self._think_ns = job.think_ns
         for _ in range(job.slots or 0):
             self.free_slot(0)

@@ -23,6 +23,8 @@ __all__ = ["Connection", "channel_factory"]
 REFUSAL_BYTES = 65_536
 HTTP_OK = 200
 CONNECTION_LOST = "connection lost"
+EXCESS_TOKENS = 64
+NS_PER_S = 10**9
 
 
 class Connection:
@@ -134,6 +136,15 @@ class Connection:
             self.reusable = False
         except OSError as error:
             raise ConnectionError(CONNECTION_LOST) from error
+
+    def hopeless(self, now_ns: int, asked_tokens: int, *, silence_s: float) -> str | None:
+        """Why the request that runs need not be waited for any longer; None if it may end."""
+        if self.stream.tokens > 2 * asked_tokens + EXCESS_TOKENS:
+            return f"{self.stream.tokens} tokens came, {asked_tokens} were asked for, and no end"
+        silent_s = (now_ns - max(self.sent_ns, self.stream.last_ns)) / NS_PER_S
+        if silent_s > silence_s:
+            return f"no token for {silent_s:.0f} s, while other requests went on"
+        return None
 
     def receive(self, data: bytes) -> None:
         """Take what arrived at `arrival_ns`; `fresh_chunks` grows by the chunks it completes."""

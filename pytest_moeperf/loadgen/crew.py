@@ -1,7 +1,11 @@
-"""The worker processes of one play, seen from the process that asked for it."""
+"""The worker processes of a play, seen from the process that asked for it.
+
+A process takes 0.07 s to start, so those that have done their work wait for the next play.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
@@ -23,37 +27,75 @@ if TYPE_CHECKING:
     from pytest_moeperf.loadgen.job import Message
     from pytest_moeperf.request import RequestRecord
 
-__all__ = ["Crew", "Worker"]
+__all__ = ["Crew", "Worker", "release_idle"]
 
 WORKER = "pytest_moeperf.loadgen.worker"
 EXIT_TIMEOUT_S = 5.0
+TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF")
+"""Variables that a process reads only once, for all its certificates."""
 NS_PER_S = 1e9
 NS_PER_MS = 1e6
 
 
+def _origin() -> tuple[int | str | None, ...]:
+    """The process that starts a worker, which a fork of it may not use, and what is trusted."""
+    return os.getpid(), *(os.environ.get(name) for name in TRUST)
+
+
 @dataclass(slots=True)
-class Worker:
-    """One process, and what it has told so far."""
+class _Hand:
+    """A worker process and the line to it."""
 
     process: subprocess.Popen[bytes]
     control: Line[Job | int, Message]
+    origin: tuple[int | str | None, ...] = field(default_factory=_origin)
+
+    def end(self, *, at_once: bool) -> None:
+        """End the process, which ends by itself unless it is in the middle of something."""
+        self.control.close()
+        if at_once:
+            self.process.kill()
+        try:
+            self.process.wait(EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+
+_IDLE: list[_Hand] = []
+
+
+@dataclass(slots=True)
+class Worker:
+    """One process in one play, and what it has told so far."""
+
+    hand: _Hand
     ready: bool = False
     failure: str | None = None
     progress: Progress | None = None
     records: list[RequestRecord] = field(default_factory=list)
     done: Done | None = None
 
+    def give(self, job: Job, requests_fd: int) -> None:
+        """Send what to do; LoadError if the process is gone."""
+        self.tell(job)
+        try:
+            self.hand.control.send_fd(requests_fd)
+        except OSError as error:
+            raise LoadError(f"a load worker {self._end()}") from error
+
     def tell(self, message: Job | int) -> None:
         """Send one message; LoadError if the process is gone."""
         try:
-            self.control.send(message)
+            self.hand.control.send(message)
         except OSError as error:
             raise LoadError(f"a load worker {self._end()}") from error
 
     def take(self) -> None:
         """Take one message; LoadError if the process is gone."""
         try:
-            message = self.control.recv()
+            message = self.hand.control.recv()
         except (EOFError, OSError) as error:
             raise LoadError(f"a load worker {self._end()}") from error
         match message:
@@ -71,21 +113,21 @@ class Worker:
     def _end(self) -> str:
         """How the process ended, with the last line that it wrote."""
         try:
-            _, written = self.process.communicate(timeout=EXIT_TIMEOUT_S)
+            _, written = self.hand.process.communicate(timeout=EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return "answers no more"
         lines = written.decode(errors="replace").strip().splitlines() if written else []
-        return f"ended with exit code {self.process.returncode}: {lines[-1] if lines else '-'}"
+        return f"ended with exit code {self.hand.process.returncode}: {lines[-1] if lines else '-'}"
 
 
 class Crew:
-    """Workers that play together; a `with` block in which they live."""
+    """Workers that play together in a `with` block, then wait for another play."""
 
-    def __init__(self, size: int, *, pass_fd: int) -> None:
+    def __init__(self, size: int) -> None:
         self.workers: list[Worker] = []
         try:
             for _ in range(size):
-                self.workers.append(_hire(pass_fd))
+                self.workers.append(Worker(_idle() or _hire()))
         except BaseException:
             self.dismiss()
             raise
@@ -101,10 +143,10 @@ class Crew:
     ) -> None:
         self.dismiss()
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
+    def prepare(self, jobs: Sequence[Job], *, requests_fd: int) -> None:
         """Have every worker open its connections; ConnectionError with the reason if one cannot."""
         for worker, job in zip(self.workers, jobs, strict=True):
-            worker.tell(job)
+            worker.give(job, requests_fd)
         while waiting := [worker for worker in self.workers if not worker.ready]:
             self._take(waiting, None)
             for worker in waiting:
@@ -123,24 +165,18 @@ class Crew:
         return all(worker.done is not None for worker in self.workers)
 
     def _take(self, workers: Sequence[Worker], timeout_s: float | None) -> None:
-        told = wait([worker.control.fileno() for worker in workers], timeout_s)
+        told = wait([worker.hand.control.fileno() for worker in workers], timeout_s)
         for worker in workers:
-            if worker.control.fileno() in told:
+            if worker.hand.control.fileno() in told:
                 worker.take()
 
     def dismiss(self) -> None:
-        """End the processes, wherever they are."""
+        """Keep the processes that are done, and end the others wherever they are."""
         for worker in self.workers:
-            worker.control.close()
-        for worker in self.workers:
-            if worker.done is None:
-                worker.process.kill()
-            try:
-                worker.process.wait(EXIT_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-            if worker.process.stderr is not None:
-                worker.process.stderr.close()
+            if worker.done is not None:
+                _IDLE.append(worker.hand)
+            else:
+                worker.hand.end(at_once=True)
 
     def record(self, *, started_ns: int) -> ClientRecord:
         """What the workers found out about themselves."""
@@ -164,7 +200,25 @@ class Crew:
         )
 
 
-def _hire(pass_fd: int) -> Worker:
+@atexit.register
+def release_idle() -> None:
+    """End the processes that wait for a play."""
+    while (hand := _idle()) is not None:
+        hand.end(at_once=False)
+
+
+def _idle() -> _Hand | None:
+    """Take one of the processes that wait, if it would still be started like that."""
+    while _IDLE:
+        hand = _IDLE.pop()
+        if hand.origin == _origin() and hand.process.poll() is None:
+            return hand
+        if hand.origin[0] == os.getpid():
+            hand.end(at_once=False)
+    return None
+
+
+def _hire() -> _Hand:
     ours, theirs = socket.socketpair()
     with theirs:
         try:
@@ -172,7 +226,7 @@ def _hire(pass_fd: int) -> Worker:
                 # -P: no module of the current folder stands in for one of ours.
                 [sys.executable, "-P", "-m", WORKER, str(theirs.fileno())],
                 env=os.environ | {"PYTHONPATH": _search_path()},
-                pass_fds=[theirs.fileno(), pass_fd],
+                pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -182,7 +236,7 @@ def _hire(pass_fd: int) -> Worker:
         except OSError as error:
             ours.close()
             raise LoadError(f"no load worker can be started: {error.strerror}") from error
-    return Worker(process, Line(ours))
+    return _Hand(process, Line(ours))
 
 
 def _search_path() -> str:

@@ -38,10 +38,8 @@ class Job:
     """The share of one worker in a play."""
 
     address: Address
-    requests_fd: int
-    """The `RequestFile`."""
     ends: array[int]
-    """Where each request ends in that file."""
+    """Where each request ends in the `RequestFile`."""
     asked_tokens: array[int]
     slots: int | None
     """Closed loop: requests to keep in flight; None: each has its own send time."""

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import struct
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-if TYPE_CHECKING:
-    import socket
+from typing import Generic, TypeVar
 
 __all__ = ["Line"]
 
 LENGTH = struct.Struct("=Q")
 MOST_AT_ONCE = 2**20
+DESCRIPTOR = b"D"
+"""A descriptor travels with a byte of data."""
 
 Said = TypeVar("Said")
 Heard = TypeVar("Heard")
@@ -39,6 +39,17 @@ class Line(Generic[Said, Heard]):
         (length,) = LENGTH.unpack(self._take(LENGTH.size))
         value: Heard = pickle.loads(self._take(length))  # noqa: S301 - from a process of ours
         return value
+
+    def send_fd(self, fd: int) -> None:
+        """Give the other side a descriptor of its own for what `fd` is open on."""
+        socket.send_fds(self._socket, [DESCRIPTOR], [fd])
+
+    def recv_fd(self) -> int:
+        """Take the descriptor that is sent next; EOFError if none can come any more."""
+        _, descriptors, _, _ = socket.recv_fds(self._socket, len(DESCRIPTOR), 1)
+        if not descriptors:
+            raise EOFError
+        return descriptors[0]
 
     def _take(self, size: int) -> bytes:
         data = bytearray()

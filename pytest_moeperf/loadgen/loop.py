@@ -45,7 +45,6 @@ POLL_S = 0.002
 """While streams run it sleeps no longer, so that it notices if it could not run for a while."""
 PROMPT_NS = 200_000
 """A poll that took longer has slept, so it found nothing when it began."""
-EXCESS_TOKENS = 64
 
 unpack_timespec = stamps.TIMESPEC.unpack
 ANCILLARY_BYTES = stamps.ANCILLARY_BYTES
@@ -56,7 +55,7 @@ IN = select.EPOLLIN
 
 
 class Loop:
-    """Plays the share of one worker.
+    """Plays the share of one worker in what is in the `RequestFile` of `requests_fd`.
 
     `on_control` is called when something is to be read from `control_fd`.
     """
@@ -65,6 +64,7 @@ class Loop:
         self,
         job: Job,
         *,
+        requests_fd: int,
         control_fd: int,
         on_control: Callable[[], None],
         report: Callable[[Progress], None],
@@ -78,8 +78,8 @@ class Loop:
         self._connections: dict[int, Connection] = {}
         self._idle: list[Connection] = []
         self._dropped: list[Connection] = []
-        self._requests = memoryview(mmap.mmap(job.requests_fd, 0, prot=mmap.PROT_READ))
-        self._agenda = Agenda(job)
+        self._requests = memoryview(mmap.mmap(requests_fd, 0, prot=mmap.PROT_READ))
+        self._agenda = Agenda(job, requests_fd=requests_fd)
         self._channel = channel_factory(job.address.tls_host)
         self.records: list[RequestRecord] = []
         self._start_ns = 0
@@ -141,6 +141,12 @@ class Loop:
             lags_ns=self._traffic.lags_ns,
         )
 
+    def close(self) -> None:
+        """Close all connections; the loop is of no more use."""
+        for connection in (*self._connections.values(), *self._dropped):
+            connection.close()
+        self._epoll.close()
+
     def _tick(self, now_ns: int) -> None:
         """What need not happen often."""
         step_ns = abs(stamps.clock_offset_ns() - self._offset_ns)
@@ -149,8 +155,10 @@ class Loop:
             self._idle.remove(connection)
             self._drop(connection)
         for connection in list(self._connections.values()):
-            if connection.index >= 0 and (reason := self._given_up(connection, now_ns)):
-                self._fail(connection, reason)
+            if connection.index >= 0:
+                asked = self._job.asked_tokens[connection.index]
+                if reason := connection.hopeless(now_ns, asked, silence_s=self._job.silence_s):
+                    self._fail(connection, reason)
         self._open_ahead(now_ns)
         self._report(
             Progress(
@@ -160,16 +168,6 @@ class Loop:
                 waiting_since_ns=self._waiting_since_ns,
             )
         )
-
-    def _given_up(self, connection: Connection, now_ns: int) -> str | None:
-        """Why a request is not waited for any longer; None if it is."""
-        asked = self._job.asked_tokens[connection.index]
-        if connection.stream.tokens > 2 * asked + EXCESS_TOKENS:
-            return f"{connection.stream.tokens} tokens came, {asked} were asked for, and no end"
-        silent_s = (now_ns - max(connection.sent_ns, connection.stream.last_ns)) / NS_PER_S
-        if silent_s > self._job.silence_s:
-            return f"no token for {silent_s:.0f} s, while other requests went on"
-        return None
 
     def _open_ahead(self, now_ns: int) -> None:
         """Have connections for what an open loop sends soon, so that it finds them open."""

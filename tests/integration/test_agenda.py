@@ -18,13 +18,14 @@ def file():
         yield made
 
 
-def job(file, **fields):
+def agenda_of(file, **fields):
     counts = array("L", [2] * 4)
-    return Job(address=ADDRESS, requests_fd=file.fd, ends=file.ends, asked_tokens=counts, **fields)
+    job = Job(address=ADDRESS, ends=file.ends, asked_tokens=counts, **fields)
+    return Agenda(job, requests_fd=file.fd)
 
 
 def test_an_open_loop_gives_each_request_at_its_time(file):
-    agenda = Agenda(job(file, slots=None, schedule=((10, 2), (10, 0), (30, 1))))
+    agenda = agenda_of(file, slots=None, schedule=((10, 2), (10, 0), (30, 1)))
     assert agenda.take(9) is None
     assert agenda.next_ns() == 10
     assert agenda.due_until(10) == 2
@@ -37,7 +38,7 @@ def test_an_open_loop_gives_each_request_at_its_time(file):
 
 def test_a_slot_takes_the_next_request_and_rests_before_it(file):
     think_ns = array("q", [0, 0, 100, 5])
-    agenda = Agenda(job(file, slots=2, think_ns=think_ns))
+    agenda = agenda_of(file, slots=2, think_ns=think_ns)
     assert [agenda.take(0), agenda.take(0), agenda.take(0)] == [(0, None), (1, None), None]
     agenda.free_slot(50)
     agenda.free_slot(60)
@@ -51,7 +52,7 @@ def test_a_slot_takes_the_next_request_and_rests_before_it(file):
 
 
 def test_two_workers_never_take_the_same_request(file):
-    first, second = (Agenda(job(file, slots=1)) for _ in range(2))
+    first, second = (agenda_of(file, slots=1) for _ in range(2))
     taken = [first.take(0), second.take(0)]
     second.free_slot(0)
     first.free_slot(0)

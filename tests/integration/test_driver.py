@@ -15,6 +15,7 @@ import pytest
 from pytest_moeperf.client import Target
 from pytest_moeperf.driver import play, workers_for
 from pytest_moeperf.errors import LoadError, ServerDiedError, ServerHungError, UsageError
+from pytest_moeperf.loadgen.crew import release_idle
 from pytest_moeperf.records import RequestSpec
 from pytest_moeperf.testing import FakeEngine, Script
 from pytest_moeperf.validity import find
@@ -231,11 +232,42 @@ def test_ctrl_c_closes_all_streams_and_is_passed_on():
         assert engine.requests_received == 2
 
 
-def test_nothing_of_a_play_is_left():
+def test_workers_wait_for_the_next_play_with_nothing_open():
+    release_idle()
     with FakeEngine() as engine:
         play(target(engine), closed(requests=2, concurrency=2), workers=2)
+        waiting = load_workers()
+        assert len(waiting) == 2
+        assert [worker.net_connections() for worker in waiting] == [[], []]
+        play(target(engine), closed(requests=2, concurrency=2), workers=2)
+        assert load_workers() == waiting
     assert gc.isenabled()
+    release_idle()
     assert load_workers() == []
+
+
+def test_a_worker_that_died_while_it_waited_is_replaced():
+    release_idle()
+    with FakeEngine() as engine:
+        play(target(engine), closed(requests=1, concurrency=1))
+        [waiting] = load_workers()
+        waiting.kill()
+        psutil.wait_procs([waiting], timeout=10)
+        assert play(target(engine), closed(1, 1)).requests[0].error is None
+        assert waiting not in load_workers()
+
+
+def test_a_load_that_broke_off_leaves_no_worker():
+    release_idle()
+
+    def stop(_done, _total, _tokens):
+        raise KeyboardInterrupt
+
+    with FakeEngine(Script(itl_ms=20)) as engine:
+        with pytest.raises(KeyboardInterrupt):
+            play(target(engine), closed(2, 2, output_tokens=10_000), on_progress=stop, workers=2)
+        assert load_workers() == []
+        engine.wait_for_running(0)
 
 
 @pytest.mark.parametrize("plan", [closed(40, concurrency=6), open_loop(*range(0, 80, 2))])
@@ -289,6 +321,7 @@ def test_many_streams_at_once_want_more_workers(monkeypatch):
 
 
 def test_arrivals_that_a_stopped_worker_missed_are_counted():
+    release_idle()
     stopped = []
 
     def stop(_done, _total, _tokens):
@@ -327,6 +360,7 @@ worker.main(int(sys.argv[1]))
 
 
 def test_more_connections_than_the_system_allows_are_an_error(monkeypatch, tmp_path):
+    release_idle()
     (tmp_path / "few_descriptors.py").write_text(FEW_DESCRIPTORS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr("pytest_moeperf.loadgen.crew.WORKER", "few_descriptors")
@@ -339,6 +373,8 @@ def test_more_connections_than_the_system_allows_are_an_error(monkeypatch, tmp_p
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_ends_the_load(workers):
+    release_idle()
+
     def kill(_done, _total, _tokens):
         if engine.requests_running == 2:
             load_workers()[-1].kill()
@@ -356,6 +392,7 @@ def test_a_killed_worker_ends_the_load(workers):
 
 
 def test_a_worker_that_cannot_start_is_told(monkeypatch, tmp_path):
+    release_idle()
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho cannot start >&2\nexit 3\n")
     broken.chmod(0o755)
@@ -368,6 +405,7 @@ def test_a_worker_that_cannot_start_is_told(monkeypatch, tmp_path):
 
 
 def test_a_module_in_the_current_folder_does_not_stand_in_for_pythons(monkeypatch, tmp_path):
+    release_idle()
     (tmp_path / "select.py").write_text("raise RuntimeError('not this one')\n")
     monkeypatch.chdir(tmp_path)
     with FakeEngine() as engine:

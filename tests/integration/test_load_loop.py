@@ -52,14 +52,19 @@ def start(address):
             stack.callback(os.close, other_side)
             job = Job(
                 address=address,
-                requests_fd=file.fd,
                 ends=file.ends,
                 asked_tokens=array("L", [3]),
                 slots=1,
                 connections=0,
             )
-            loop = Loop(job, control_fd=control, on_control=fail, report=lambda _: None)
-            stack.callback(lambda: [c.close() for c in loop._connections.values()])
+            loop = Loop(
+                job,
+                requests_fd=file.fd,
+                control_fd=control,
+                on_control=fail,
+                report=lambda _: None,
+            )
+            stack.callback(loop.close)
             loop._start_ns = time.perf_counter_ns()
             loop._send_due(time.perf_counter_ns())
             return loop
