@@ -1,4 +1,4 @@
-"""Models that servers are started with: the catalogue, small random ones, directories by path."""
+"""Models that servers are started with: the catalogue, small ones of our own, directories."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ __all__ = [
 
 _DATA: Final = resources.files("pytest_moeperf") / "catalogue"
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")
+_WEIGHTS: Final = "model.safetensors"
 _MANIFEST: Final = "moeperf-model.json"
 
 
@@ -49,14 +50,21 @@ class CatalogueEntry:
     revision: str | None
     """Commit of that repository."""
     seed: int | None
-    """Of the random weights; None for a published model."""
+    """Of random weights; None for a model that has others."""
     config: Mapping[str, Any]
     """The fields of its `config.json` that engines need."""
+    weights_sha256: str | None = None
+    """Of trained weights that ship with the package; None where there are none such."""
 
     @property
     def small(self) -> bool:
-        """Whether it is made here, with random weights, when it is first used."""
-        return self.seed is not None
+        """Whether it is one of our own, made in the cache when it is first used."""
+        return self.hf_id is None
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weights, where it has any, were learned and not drawn."""
+        return self.seed is None
 
     @property
     def architecture(self) -> Architecture:
@@ -80,6 +88,8 @@ class ModelDirectory:
     """Of the architecture and of what the weights are made from."""
     dummy: bool = False
     """Whether it has no weights, so that the engine has to make them up."""
+    trained: bool = False
+    """Whether it has weights that were learned: of others, balance says nothing."""
 
 
 @cached
@@ -141,7 +151,7 @@ def materialize(
 def materialize_entry(entry: CatalogueEntry, *, cache: Path | None = None) -> ModelDirectory:
     """Return the cached directory of a model; write it first if it is absent or damaged.
 
-    A small one has random weights, a published one none.
+    A small one has random weights or those of the package, a published one none.
     """
     digest = _digest(entry)
     path = (cache or cache_root()) / "models" / f"{entry.name}-{digest}"
@@ -159,7 +169,13 @@ def materialize_entry(entry: CatalogueEntry, *, cache: Path | None = None) -> Mo
         first_id=first_id,
         digest=digest,
         dummy=not entry.small,
+        trained=_has_learned(entry),
     )
+
+
+def _has_learned(entry: CatalogueEntry) -> bool:
+    """Whether the directory that is made of it has weights that were learned."""
+    return entry.small and entry.trained
 
 
 def _local_copy(entry: CatalogueEntry, *, wanted: bool) -> ModelDirectory | None:
@@ -201,6 +217,9 @@ def open_directory(path: Path) -> ModelDirectory:
         vocab_size=vocab_size,
         first_id=first_id,
         digest=_sha256(json.dumps(identity, sort_keys=True).encode()),
+        # Of ours, some are random; others come without a manifest.
+        trained=not (path / _MANIFEST).exists()
+        or _read_json(path / _MANIFEST).get("trained", False),
     )
 
 
@@ -247,9 +266,23 @@ def _write_files(entry: CatalogueEntry, directory: Path) -> None:
     if entry.seed is not None:
         from pytest_moeperf.weights import write_checkpoint  # noqa: PLC0415  imports numpy
 
-        write_checkpoint(directory / "model.safetensors", entry.architecture, seed=entry.seed)
+        write_checkpoint(directory / _WEIGHTS, entry.architecture, seed=entry.seed)
+    elif entry.small:
+        (directory / _WEIGHTS).write_bytes(_shipped_weights(entry))
     sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
-    (directory / _MANIFEST).write_text(json.dumps({"sizes": sizes}, indent=2) + "\n")
+    manifest = {"sizes": sizes, "trained": _has_learned(entry)}
+    (directory / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _shipped_weights(entry: CatalogueEntry) -> bytes:
+    """Read trained weights of the package; ModelError if they are not those of the entry."""
+    source = _DATA / entry.name / _WEIGHTS
+    data = source.read_bytes() if source.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != entry.weights_sha256:
+        raise ModelError(
+            f"{source}: not the weights whose hash the catalogue has; install pytest-moeperf anew"
+        )
+    return data
 
 
 def _complete(path: Path) -> bool:
@@ -265,10 +298,14 @@ def _digest(entry: CatalogueEntry) -> str:
     tokenizer = [file.read_bytes() for file in _tokenizer_files().values()]
     if not entry.small:
         return f"dummy-{_sha256(json.dumps(entry.config, sort_keys=True).encode(), *tokenizer)}"
-    from pytest_moeperf.weights import RECIPE  # noqa: PLC0415  imports numpy
+    made_from: list[object]
+    if entry.seed is None:
+        made_from = [entry.weights_sha256, entry.config]
+    else:
+        from pytest_moeperf.weights import RECIPE  # noqa: PLC0415  imports numpy
 
-    recipe = json.dumps([RECIPE, entry.seed, entry.config], sort_keys=True).encode()
-    return _sha256(recipe, *tokenizer)
+        made_from = [RECIPE, entry.seed, entry.config]
+    return _sha256(json.dumps(made_from, sort_keys=True).encode(), *tokenizer)
 
 
 def _tokenizer_files() -> Mapping[str, Traversable]:

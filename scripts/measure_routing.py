@@ -35,9 +35,13 @@ class Model:
         self.routed: list[Array] = []
 
     def step(self, tokens: Array) -> Array:
-        """Append `tokens` (sequences × new) and return each sequence's next token (greedy).
+        """Append `tokens` (sequences × new) and return each sequence's next token (greedy)."""
+        return self.logits(tokens)[:, -1].argmax(-1)[:, None]
 
-        `routed` then has, per layer, the experts of each sequence's last token.
+    def logits(self, tokens: Array) -> Array:
+        """Append `tokens` (sequences × new) and return what may follow each of them.
+
+        `routed` then has, per layer, the experts of each of the tokens.
         """
         hidden = self.weights["model.embed_tokens.weight"][tokens]
         self.routed = []
@@ -45,10 +49,15 @@ class Model:
         for layer in range(self.arch.layers):
             prefix = f"model.layers.{layer}"
             keys_values = past[layer] if past else None
-            hidden = hidden + self._attention(prefix, _norm(hidden), keys_values)
-            hidden = hidden + self._experts(prefix, _norm(hidden))
-        logits = _norm(hidden[:, -1]) @ self.weights["lm_head.weight"].T
-        return logits.argmax(-1)[:, None]
+            normed = self._norm(f"{prefix}.input_layernorm", hidden)
+            hidden = hidden + self._attention(prefix, normed, keys_values)
+            normed = self._norm(f"{prefix}.post_attention_layernorm", hidden)
+            hidden = hidden + self._experts(prefix, normed)
+        return self._norm("model.norm", hidden) @ self.weights["lm_head.weight"].T
+
+    def _norm(self, name: str, x: Array) -> Array:
+        scale = np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+        return x / scale * self.weights[f"{name}.weight"]
 
     def _attention(self, prefix: str, x: Array, past: tuple[Array, Array] | None) -> Array:
         arch, (batch, new, _) = self.arch, x.shape
@@ -86,12 +95,8 @@ class Model:
             gated = flat[rows] @ gate
             gated = gated / (1 + np.exp(-gated)) * (flat[rows] @ up)
             out[rows] += shares[rows, slots, None] * (gated @ down)
-        self.routed.append(chosen.reshape(*x.shape[:2], -1)[:, -1])
+        self.routed.append(chosen.reshape(*x.shape[:2], -1))
         return out.reshape(x.shape)
-
-
-def _norm(x: Array) -> Array:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
 
 
 def _softmax(x: Array) -> Array:
@@ -129,7 +134,7 @@ def main() -> None:
     for _ in range(args.steps):
         tokens = model.step(tokens)
         produced.append(tokens)
-        routed.append(model.routed)
+        routed.append([layer[:, -1] for layer in model.routed])
     report(np.array(routed), np.concatenate(produced, 1), arch)
 
 
