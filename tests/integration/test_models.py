@@ -22,7 +22,8 @@ from pytest_moeperf.models import (
     open_directory,
 )
 
-SMALL = ["mini-dense", "mini-moe"]
+RANDOM = ["mini-dense", "mini-moe"]
+SHIPPED = ["tiny-moe-balanced", "tiny-moe-collapsed"]
 
 
 def tiny(name="mini-moe", **changes):
@@ -54,14 +55,19 @@ def test_the_catalogue_has_small_models_and_the_architectures_of_large_ones():
         "mixtral-8x7b",
         "olmoe-1b-7b",
         "qwen3-30b-a3b",
+        "tiny-moe-balanced",
+        "tiny-moe-collapsed",
     ]
-    assert [name for name, entry in catalogue().items() if entry.small] == SMALL
+    assert [name for name, entry in catalogue().items() if entry.small] == RANDOM + SHIPPED
+    assert [name for name, entry in catalogue().items() if not entry.trained] == RANDOM
 
 
 @pytest.mark.parametrize("entry", catalogue().values(), ids=lambda entry: entry.name)
-def test_an_entry_is_either_pinned_or_seeded(entry):
+def test_an_entry_is_pinned_or_seeded_or_ships_with_its_weights(entry):
     assert entry.architecture.layers > 0
-    assert (entry.revision is None) == entry.small == (entry.hf_id is None)
+    assert (entry.revision is None) == (entry.hf_id is None)
+    sources = (entry.revision, entry.seed, entry.weights_sha256)
+    assert sum(source is not None for source in sources) == 1
 
 
 def test_an_unknown_name_is_quoted_and_the_known_are_listed(tmp_path):
@@ -104,7 +110,7 @@ def test_a_published_model_without_a_copy_is_config_and_tokenizer(tmp_path, weig
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    assert (made.name, made.dummy) == ("mixtral-8x7b", True)
+    assert (made.name, made.dummy, made.trained) == ("mixtral-8x7b", True, False)
     assert made.digest.startswith("dummy-")
     assert json.loads((made.path / "config.json").read_bytes()) == catalogue()[made.name].config
     # Prompts use all of the model's vocabulary but the three special tokens of the tokenizer.
@@ -115,6 +121,7 @@ def test_a_local_copy_at_the_pinned_commit_is_used(download, tmp_path):
     path = download()
     made = materialize("mixtral-8x7b", cache=tmp_path)
     assert (made.path, made.name, made.dummy) == (path, "mixtral-8x7b", False)
+    assert made.trained
     assert not made.digest.startswith("dummy-")
     assert materialize("mixtral-8x7b", weights="real", cache=tmp_path) == made
 
@@ -375,6 +382,15 @@ def test_a_path_is_opened_as_it_is(copy):
     assert (opened.name, opened.path, opened.context_tokens) == ("copy", copy, 2048)
     assert (opened.first_id, opened.vocab_size) == (0, 10)
     assert opened.digest == materialize(str(copy)).digest
+
+
+def test_of_others_weights_are_trained_and_of_ours_those_that_say_so(copy, directory):
+    assert open_directory(copy).trained
+    assert not directory.trained
+    assert not open_directory(directory.path).trained
+    # As it was written before there were trained ones.
+    (directory.path / "moeperf-model.json").write_text('{"sizes": {}}')
+    assert not open_directory(directory.path).trained
 
 
 def test_a_path_may_be_relative(copy, monkeypatch):

