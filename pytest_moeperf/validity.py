@@ -25,8 +25,8 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
         "other_traffic": "the server generated over 10 % more tokens than the requests received",
         "compilation": "the server compiled something while it was measured",
         "stall": "on a GPU: the median TTFT, or the longest time without a token while requests "
-        "were in flight, was over 1.5 times that of other plays on the start, and that cost over "
-        "3 % of the repeat",
+        "were in flight, was over 1.5 times that of other plays on the start, by over 3 % of the "
+        "repeat, and the mean latency of the requests shows at least half of that",
         "prefix_cache": "the prefix-cache hit rate is over 2 points from what the workload means",
         "preemptions": "the server preempted requests: its KV cache was full",
         "schedule_lag": "open loop: the slowest 1 % of sends were late by over 25 % of the median "
@@ -50,6 +50,7 @@ _EXTRA_TOKENS = 0.10  # The counter may lag a decode step behind.
 _STALL_RATIO = 1.5
 _MANY_PLAYS = 4
 _STALL_SHARE = 0.03
+_STALL_FELT = 0.5
 _HIT_RATE_TOLERANCE = 0.02
 _LAG_SHARE = 0.25
 _LAG_FLOOR_MS = 2.0
@@ -139,42 +140,59 @@ def stalls(plays: Sequence[Pace], *, others: Sequence[Pace] = ()) -> tuple[Findi
 
     An engine logs only the first compilation of a kernel, while each further variant stops it for
     as long again. Warm bursts on H200 took at most 1.2 times the TTFT of the second quickest; those
-    in which something was compiled 1.6 (Llama-3.1-8B) to 10 times (Mixtral-8x7B).
+    in which something was compiled 1.6 (Llama-3.1-8B) to 10 times (Mixtral-8x7B). Where an engine
+    takes a burst in by more or fewer steps, as SGLang does, the TTFT differs as much, but the
+    requests end no later.
     """
     known = (*plays, *others)
+    usual_ms = _usual([play.latency_ms for play in known])
     return tuple(
         _stall(
             "the median TTFT was {}, {} in other plays",
+            play,
             play.ttft_ms,
-            [each.ttft_ms for each in known],
-            play.duration_s,
+            _usual([each.ttft_ms for each in known]),
+            usual_ms,
         )
         or _stall(
             "no token came for {} with requests in flight, {} in other plays",
+            play,
             play.silence_ms,
-            [each.silence_ms for each in known],
-            play.duration_s,
+            _usual([each.silence_ms for each in known]),
+            usual_ms,
         )
         for play in plays
     )
 
 
-def _stall(
-    message: str, wait_ms: float | None, waits_ms: Sequence[float | None], duration_s: float
-) -> Finding | None:
-    known_ms = sorted(each for each in waits_ms if each is not None)
-    if wait_ms is None or not known_ms:
-        return None
+def _usual(values: Sequence[float | None]) -> float | None:
+    """What no play with a stall has: of a few the least, of many the second."""
+    known = sorted(value for value in values if value is not None)
     # Of many plays one may be lucky, as when the first step takes half of a burst: 161 ms beside
     # 340 ms on an H200, in a play whose TTFT and throughput were usual. Two such are rare.
-    usual_ms = known_ms[len(known_ms) >= _MANY_PLAYS]
-    if wait_ms <= _STALL_RATIO * usual_ms:
+    return known[len(known) >= _MANY_PLAYS] if known else None
+
+
+def _stall(
+    message: str,
+    play: Pace,
+    wait_ms: float | None,
+    usual_wait_ms: float | None,
+    usual_latency_ms: float | None,
+) -> Finding | None:
+    if wait_ms is None or usual_wait_ms is None:
         return None
-    if wait_ms - usual_ms <= _STALL_SHARE * duration_s * 1e3:
+    excess_ms = wait_ms - usual_wait_ms
+    if wait_ms <= _STALL_RATIO * usual_wait_ms or excess_ms <= _STALL_SHARE * play.duration_s * 1e3:
         return None
+    if play.latency_ms is not None and usual_latency_ms is not None:
+        # All requests in flight wait, and those are so many of all.
+        in_flight = play.latency_ms / (play.duration_s * 1e3)
+        if play.latency_ms - usual_latency_ms <= _STALL_FELT * excess_ms * in_flight:
+            return None
     return Finding(
         code="stall",
-        message=message.format(quantity(wait_ms, "ms"), quantity(usual_ms, "ms")),
+        message=message.format(quantity(wait_ms, "ms"), quantity(usual_wait_ms, "ms")),
         advice="the engine compiles for batch sizes that it has not met yet: "
         "warm up with the shapes of this workload",
     )

@@ -37,11 +37,11 @@ def test_the_log_tells_of_the_first_compilation(name):
     assert [codes(log) for log in bursts(name)] == [{"compilation"}, set(), set(), set()]
 
 
-def burst(ttft_ms, duration_s, silence_ms=None):
-    """A burst as its client saw it: there the TTFT is the silence, too."""
+def burst(ttft_ms, duration_s, silence_ms=None, latency_ms=None):
+    """A burst as its client saw it: there the TTFT is the silence, and requests end with it."""
     return Pace(
         duration_s=duration_s,
-        latency_ms=None,
+        latency_ms=1000 * duration_s if latency_ms is None else latency_ms,
         ttft_ms=ttft_ms,
         silence_ms=ttft_ms if silence_ms is None else silence_ms,
     )
@@ -95,6 +95,29 @@ def test_a_stall_names_both_waits():
     assert stalled.code in FINDINGS
     assert stalled.message == "the median TTFT was 2193 ms, 505 ms in other plays"
     assert "warm up" in stalled.advice
+
+
+def test_a_burst_that_is_taken_in_by_fewer_steps_has_not_stalled():
+    # SGLang 0.5.16, Mixtral-8x7B on an H200: the third start with all that was played on it.
+    plays = [
+        burst(ttft_ms, 12_800 / tokens_per_s, silence_ms, latency_ms)
+        for ttft_ms, tokens_per_s, silence_ms, latency_ms in (
+            (300.6, 3242.7, 404.9, 3930.1),
+            (471.2, 3356.1, 997.3, 3795.5),
+            (468.8, 3209.8, 412.1, 3967.6),
+            (463.3, 3223.7, 382.2, 3952.2),
+        )
+    ]
+    warm_up = [burst(290.0, 12_800 / 3225.1), burst(363.0, 12_800 / 3236.8)]
+    assert stalls(plays, others=warm_up) == (None,) * 4
+
+
+def test_one_stream_that_stalls_once_is_told_by_its_share_of_the_requests():
+    # Eight requests of 500 ms; one of them waits 400 ms more.
+    calm, stalled = burst(15.0, 4.0, 8.0, 500.0), burst(15.0, 4.4, 408.0, 550.0)
+    assert [each is not None for each in stalls([calm, stalled])] == [False, True]
+    late = burst(15.0, 4.0, 408.0, 510.0)
+    assert stalls([calm, late]) == (None, None)
 
 
 def test_a_stall_between_tokens_is_one_as_well():
