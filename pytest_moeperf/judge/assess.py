@@ -92,16 +92,16 @@ def _screen(case: Case) -> Assessment:
         return _settled(story.verdict(Outcome.IMPROVED))
     if case.sound(contrast):
         return _settled(story.verdict(Outcome.PASS))
-    need = _need_of_screen(case)
+    need = _need_of_screen(case, contrast)
     return story.doubtful(need) if need else _unpaired(case, story)
 
 
-def _need_of_screen(case: Case) -> Need | None:
+def _need_of_screen(case: Case, contrast: Contrast) -> Need | None:
     """What a doubtful cell takes before it may be blamed."""
     starts = len(case.today)
     if case.can_pair:
         return Need.PAIR if starts >= SCREENING_STARTS or case.pairs else Need.START
-    return Need.START if starts < case.policy.unpaired_starts else None
+    return Need.START if starts < case.starts_to_blame(contrast) else None
 
 
 def _unpaired(case: Case, story: _Story) -> Assessment:
@@ -187,7 +187,8 @@ class _Story:
         if beyond and contrast.p_worse <= case.p_limit:
             if case.can_pair:
                 return "whether engine or machine is slower, the old engine has to show"
-            return f"to blame the engine takes {count(case.policy.unpaired_starts, 'start')} today"
+            starts = count(case.starts_to_blame(contrast), "start")
+            return f"to blame the engine takes {starts} today"
         low, _ = contrast.interval(case.policy.beta)
         possible_log = None if beyond else -low
         return doubt(case.direction, visible_log=visible_log, possible_log=possible_log)

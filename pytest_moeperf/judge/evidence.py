@@ -24,6 +24,11 @@ __all__ = ["Case", "Evidence", "StoredStart"]
 NEARLY = 0.75
 """A start that lost so much of the effect is called as slow."""
 
+GROSS = 5
+"""Tolerances that a loss exceeds which no drift between two days explains: two H200 differ by one."""
+GROSS_STARTS = 3
+"""Fresh starts that show such a loss to be the engine's, and not one of a bad start."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredStart:
@@ -145,6 +150,12 @@ class Case:
         """Beyond the tolerance, and noise does not explain it."""
         beyond = contrast.effect_log < -self.policy.tolerance_log
         return beyond and contrast.p_worse <= self.p_limit
+
+    def starts_to_blame(self, contrast: Contrast) -> int:
+        """Fresh starts that blaming the engine takes without the old one."""
+        usual = self.policy.unpaired_starts
+        gross = contrast.effect_log < -GROSS * self.policy.tolerance_log
+        return min(usual, GROSS_STARTS) if gross and self.worse(contrast) else usual
 
     def better(self, contrast: Contrast) -> bool:
         """The mirror of `worse`."""

@@ -71,7 +71,7 @@ def test_a_slow_engine_is_asked_for_pairs_and_blamed():
 
 
 def test_without_an_old_engine_it_takes_more_starts():
-    supply = Scripted([85] * 10)
+    supply = Scripted([92] * 10)
     made = replay([gate()], supply, Night(60), can_pair=False)
     assert made.regressed
     assert supply.asked == ["start"] * POLICY.unpaired_starts

@@ -78,10 +78,23 @@ def test_a_throughput_regresses_downwards():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_few_starts_never_blame_an_engine_without_the_old_one(count):
-    found = judged([24.0] * count)
+    found = judged([22.0] * count)
     assert found.verdict.outcome is Outcome.INCONCLUSIVE
     assert (found.need, found.p) == (Need.START, 1.0)
     assert found.verdict.reason.endswith("to blame the engine takes 5 starts today")
+
+
+def test_a_loss_that_no_day_explains_takes_three_starts():
+    # 20 %: over five times the tolerance of 3 %.
+    for count in (1, 2):
+        found = judged([24.0] * count)
+        assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.START)
+        assert found.verdict.reason.endswith("to blame the engine takes 3 starts today")
+    assert judged([24.0] * 3).verdict.outcome is Outcome.REGRESSED
+
+
+def test_with_the_old_engine_at_hand_a_gross_loss_is_left_to_it():
+    assert judged([24.0] * 3, can_pair=True).need is Need.PAIR
 
 
 def test_the_old_engine_is_called_after_two_doubtful_starts():

@@ -157,10 +157,16 @@ def test_when_both_engines_are_slow_the_new_one_is_not_blamed(night):
 
 
 def test_without_an_old_engine_it_takes_five_starts_to_blame_one(night):
-    run, sampler = night(new=(24.0,))
+    run, sampler = night(new=(22.0,))
     verdict, result = judged(run, sampler)
     assert (verdict.outcome, verdict.paired, len(result.starts)) == (Outcome.REGRESSED, False, 5)
     assert run.did[-1] == "start 5 of up to 5 for suite"
+
+
+def test_a_gross_loss_is_blamed_after_three(night):
+    run, sampler = night(new=(24.0,))
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, verdict.paired, len(result.starts)) == (Outcome.REGRESSED, False, 3)
 
 
 def test_the_first_gate_that_fails_raises_the_limit_of_the_next(night):
@@ -172,7 +178,7 @@ def test_the_first_gate_that_fails_raises_the_limit_of_the_next(night):
 
 @pytest.mark.parametrize("most", [1, 2, 4])
 def test_so_many_starts_and_no_more(night, most):
-    run, sampler = night(new=(24.0,), max_starts=most)
+    run, sampler = night(new=(22.0,), max_starts=most)
     verdict, result = judged(run, sampler)
     assert (verdict.outcome, len(result.starts)) == (Outcome.INCONCLUSIVE, most)
     assert verdict.reason.endswith(f"; no further start within --max-starts {most}")
