@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -48,12 +49,21 @@ class Shutdown:
     """Processes that not even SIGKILL ended."""
     port_open: bool = False
     """Its port still accepts connections."""
+    usual_codes: frozenset[int] = ENDED_BY_SIGTERM
+    """Exit codes of an orderly end."""
+    usual_remains: tuple[str, ...] = ()
+    """Regular expressions for names of shared memory that this engine leaves at every end."""
 
     @property
     def clean(self) -> bool:
-        """Whether SIGTERM was enough, and the server cleared up behind itself."""
-        remains = self.killed or self.removed or self.left or self.port_open
-        return self.exit_code in ENDED_BY_SIGTERM and not remains
+        """Whether SIGTERM was enough, and the server left no more behind than its engine always."""
+        unusual = [name for name in self.removed if not _matches(name, self.usual_remains)]
+        remains = self.killed or unusual or self.left or self.port_open
+        return self.exit_code in self.usual_codes and not remains
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 class GuardedProcess:

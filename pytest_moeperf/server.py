@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import time
 import uuid
@@ -233,7 +234,13 @@ class RunningServer:
         """
         if self.shutdown is None and self.process is not None:
             shutdown = self.process.stop(patience_s=self.engine.patience_s)
-            self.shutdown = replace(shutdown, port_open=_accepts(self.url))
+            codes = shutdown.usual_codes
+            self.shutdown = replace(
+                shutdown,
+                port_open=_accepts(self.url),
+                usual_codes=codes | {-signal.SIGKILL} if self.engine.kills_itself else codes,
+                usual_remains=self.engine.usual_remains,
+            )
         return self.shutdown.seconds if self.shutdown is not None else 0.0
 
     def _ask(self, path: str, *, post: bool = False) -> Answer:

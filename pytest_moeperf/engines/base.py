@@ -88,6 +88,10 @@ class Engine(Protocol):
     """Whether chunks tell their tokens by a running total; else by `return_token_ids`."""
     patience_s: float
     """From SIGTERM to SIGKILL: what an orderly end may take."""
+    kills_itself: bool
+    """Whether an orderly end is a SIGKILL that it sends to its own processes at last."""
+    usual_remains: tuple[str, ...]
+    """Regular expressions for names of shared memory that it leaves behind at every end."""
 
     def argv(self, spec: ServerSpec, launch: Launch) -> list[str]:
         """The words after the interpreter's path."""

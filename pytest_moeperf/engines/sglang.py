@@ -150,6 +150,8 @@ class Sglang:
     continuous_usage = True
     # It looks for the signal every 5 s, and gives its schedulers 15 s.
     patience_s = 30.0
+    kills_itself = True
+    usual_remains: tuple[str, ...] = (r"sglang_loads_\w+\.shm",)
 
     def argv(self, spec: ServerSpec, launch: Launch) -> list[str]:
         """Start by module: every version has it, and no script of another environment is met."""

