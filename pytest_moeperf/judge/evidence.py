@@ -25,7 +25,7 @@ NEARLY = 0.75
 """A start that lost so much of the effect is called as slow."""
 
 GROSS = 5
-"""Tolerances that a loss exceeds which no drift between two days explains: two H200 differ by one."""
+"""A loss of more tolerances than this no drift explains: two boards of H200 differ by one."""
 GROSS_STARTS = 3
 """Fresh starts that show such a loss to be the engine's, and not one of a bad start."""
 
