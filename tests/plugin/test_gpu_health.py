@@ -42,7 +42,7 @@ def test_heat_is_no_measurement(run):
     outcome = run(nvmlDeviceGetCurrentClocksEventReasons=8 | 64)
     outcome.counts(failed=1)
     assert reasons(outcome) == ("INVALID", {"throttled"})
-    assert "GPU-1f0a6c3e by heat (hardware) in 100 % of the samples, down to" in outcome.text
+    assert "GPU-4581ee0d by heat (hardware) in 100 % of the samples, down to" in outcome.text
 
 
 def test_somebody_else_on_the_gpu_is_no_measurement(run):
@@ -51,7 +51,7 @@ def test_somebody_else_on_the_gpu_is_no_measurement(run):
     outcome = run(nvmlDeviceGetComputeRunningProcesses=came)
     outcome.counts(failed=1)
     assert reasons(outcome) == ("INVALID", {"foreign_process"})
-    assert f"others computed on a GPU of the server: {NOBODY} on GPU-1f0a6c3e" in outcome.text
+    assert f"others computed on a GPU of the server: {NOBODY} on GPU-4581ee0d" in outcome.text
 
 
 def test_a_finding_that_is_ignored_counts_for_nothing(run):

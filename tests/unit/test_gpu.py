@@ -170,7 +170,7 @@ def test_links_that_are_down_do_not_count(nvml):
 
 def test_links_to_a_third_gpu_do_not_count(nvml):
     for number in range(18):
-        bus = "00000000:04:00.0" if number < 4 else "00000000:05:00.0"
+        bus = "00000000:00:07.0" if number < 4 else "00000000:05:00.0"
         nvml.change(0, f"nvmlDeviceGetNvLinkRemotePciInfo {number}", {"busId": bus})
     assert detect_links(detect_gpus())[0].kind == "NV4"
 

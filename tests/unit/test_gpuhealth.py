@@ -8,7 +8,7 @@ from pytest_moeperf.gpuhealth import gpu_findings
 from pytest_moeperf.records import GpuReading
 from pytest_moeperf.validity import FINDINGS
 
-UUIDS = ("GPU-1f0a6c3e-0000-4000-8000-000000000000", "GPU-8b52d774-0000-4000-8000-000000000001")
+UUIDS = ("GPU-4581ee0d-0000-4000-8000-000000000000", "GPU-685432b6-0000-4000-8000-000000000001")
 
 
 def reading(uuid=UUIDS[0], samples=50, **fields):
@@ -51,7 +51,7 @@ def test_a_throttled_gpu_is_named_with_the_reasons_and_its_lowest_clock():
         [reading(), reading(UUIDS[1], throttled={"hw_slowdown": 0.5, "sw_power_cap": 0.04})]
     )
     assert finding.message == (
-        "a GPU was throttled: GPU-8b52d774 by the hardware in 50 % of the samples, "
+        "a GPU was throttled: GPU-685432b6 by the hardware in 50 % of the samples, "
         "down to 1,215 MHz"
     )
     assert "nvidia-smi" in finding.advice
@@ -61,7 +61,7 @@ def test_the_hardwares_own_reason_is_told_in_its_place():
     throttled = {"hw_slowdown": 0.5, "hw_thermal_slowdown": 0.5, "sw_power_cap": 0.2}
     (finding,) = gpu_findings([reading(throttled=throttled)])
     assert finding.message == (
-        "a GPU was throttled: GPU-1f0a6c3e by heat (hardware) in 50 % of the samples, "
+        "a GPU was throttled: GPU-4581ee0d by heat (hardware) in 50 % of the samples, "
         "down to 1,215 MHz"
     )
 
@@ -75,10 +75,10 @@ def test_each_kind_is_one_finding_over_all_gpus():
     )
     assert [finding.code for finding in found] == ["throttled", "foreign_process", "gpu_not_idle"]
     assert found[1].message == (
-        "others computed on a GPU of the server: 4711 python3, 4712 python3 on GPU-1f0a6c3e; "
-        "99 Xorg on GPU-8b52d774"
+        "others computed on a GPU of the server: 4711 python3, 4712 python3 on GPU-4581ee0d; "
+        "99 Xorg on GPU-685432b6"
     )
-    assert found[2].message == "work was still running when the repeat began: on GPU-1f0a6c3e"
+    assert found[2].message == "work was still running when the repeat began: on GPU-4581ee0d"
     assert {finding.code for finding in found} <= set(FINDINGS)
 
 
