@@ -7,7 +7,14 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from pytest_moeperf.document import Line, printable, rounded
-from pytest_moeperf.records import Finding, Fingerprint, GpuReading, Sample, StartRecord
+from pytest_moeperf.records import (
+    Finding,
+    Fingerprint,
+    GpuReading,
+    RoutingRecord,
+    Sample,
+    StartRecord,
+)
 from pytest_moeperf.redaction import is_secret_name
 
 __all__ = [
@@ -15,8 +22,10 @@ __all__ = [
     "fingerprint_document",
     "public_environment",
     "read_fingerprint",
+    "read_routing",
     "read_start",
     "read_start_line",
+    "routing_document",
     "samples_document",
     "start_document",
     "start_line",
@@ -48,6 +57,24 @@ def read_fingerprint(document: Mapping[str, Any]) -> Fingerprint:
 def finding_document(finding: Finding) -> dict[str, str]:
     """All fields."""
     return asdict(finding)
+
+
+def routing_document(routing: RoutingRecord) -> dict[str, Any]:
+    """All fields; `read_routing` is its inverse."""
+    return asdict(routing)
+
+
+def read_routing(document: Mapping[str, Any]) -> RoutingRecord:
+    """Inverse of `routing_document`, for a document that the schema allows."""
+    decode = document["decode"]
+    return RoutingRecord(
+        **{
+            **document,
+            "layers": tuple(document["layers"]),
+            "prefill": tuple(tuple(row) for row in document["prefill"]),
+            "decode": None if decode is None else tuple(tuple(row) for row in decode),
+        }
+    )
 
 
 def samples_document(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "RepeatRecord",
     "RequestRecord",
     "RequestSpec",
+    "RoutingRecord",
     "Sample",
     "ServerSpec",
     "StartRecord",
@@ -292,6 +293,30 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingRecord:
+    """How often each expert was chosen in one play of a workload.
+
+    Each token takes `top_k` experts in every layer, so a layer's counts add up to tokens × top_k.
+    """
+
+    route: str
+    """How the engine told it; one word, such as `responses`."""
+    layers: tuple[int, ...]
+    """Which layer of the model each row is; only layers with experts."""
+    experts: int
+    """Experts of a layer."""
+    top_k: int
+    prefill_tokens: int
+    """Prompt tokens that went through every layer."""
+    decode_tokens: int
+    """The same of generated tokens; the last one of a request goes through none."""
+    prefill: tuple[tuple[int, ...], ...]
+    """[layers][experts]"""
+    decode: tuple[tuple[int, ...], ...] | None
+    """[layers][experts]; None where no request generated more than one token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
     """One measured cell with everything a report shows of it."""
 
@@ -320,6 +345,8 @@ class CellResult:
     invalid: bool = False
     """Too many repeats were invalid: nothing can be said about the cell."""
     verdicts: tuple[Verdict, ...] = ()
+    routing: RoutingRecord | None = None
+    """Which experts the tokens took, on a server of its own; None where nobody asked."""
 
     @property
     def label(self) -> str:

@@ -14,6 +14,7 @@ from pytest_moeperf.records import (
     Fingerprint,
     GpuReading,
     Outcome,
+    RoutingRecord,
     Sample,
     StartRecord,
     Verdict,
@@ -237,6 +238,16 @@ def session_report(fingerprint, make_start, make_gpu_start):
         warmup_plays=2,
         warmup_reason="the last play's latency was +0.8 % from the best one's, "
         "without a compilation or a stall",
+        routing=RoutingRecord(
+            route="responses",
+            layers=(0, 1),
+            experts=4,
+            top_k=2,
+            prefill_tokens=10,
+            decode_tokens=3,
+            prefill=((5, 5, 5, 5), (10, 7, 3, 0)),
+            decode=((2, 2, 1, 1), (3, 3, 0, 0)),
+        ),
     )
     return SessionReport(
         tool_version="0.1.0",

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_moeperf.document import render, rounded
-from pytest_moeperf.record_form import fingerprint_document, samples_document, start_document
+from pytest_moeperf.record_form import (
+    fingerprint_document,
+    routing_document,
+    samples_document,
+    start_document,
+)
 
 if TYPE_CHECKING:
     from pytest_moeperf.records import CellResult, EngineInstall, Verdict
@@ -82,6 +87,7 @@ def _cell(cell: CellResult) -> dict[str, Any]:
         "invalid": cell.invalid,
         "new": [start_document(start) for start in cell.new],
         "old": [start_document(start) for start in cell.old],
+        "routing": None if cell.routing is None else routing_document(cell.routing),
         "server": cell.server,
         "start": None if cell.start is None else start_document(cell.start),
         "test": cell.test,

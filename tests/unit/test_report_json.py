@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonschema import Draft202012Validator
 
+from pytest_moeperf.record_form import read_routing
 from pytest_moeperf.records import EngineInstall
 from pytest_moeperf.report.json import to_json
 from pytest_moeperf.store import schema
@@ -52,3 +53,17 @@ def test_what_is_not_a_number_is_missing(session_report):
     )
     written = json.loads(to_json(report))["cells"][0]["verdicts"][0]
     assert (written["change"], written["spread"]) == (None, None)
+
+
+def test_routing_reads_back_as_it_was(session_report):
+    routing = session_report.cells[-1].routing
+    prefill_alone = dataclasses.replace(routing, decode_tokens=0, decode=None)
+    for each in (routing, prefill_alone):
+        cell = dataclasses.replace(session_report.cells[-1], routing=each)
+        document = json.loads(to_json(dataclasses.replace(session_report, cells=(cell,))))
+        Draft202012Validator(schema("run-1")).validate(document)
+        assert read_routing(document["cells"][0]["routing"]) == each
+
+
+def test_a_cell_whose_experts_nobody_counted_says_so(session_report):
+    assert json.loads(to_json(session_report))["cells"][0]["routing"] is None
