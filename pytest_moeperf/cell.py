@@ -14,6 +14,7 @@ from pytest_moeperf import gate, judge
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.records import CellResult, Outcome, Verdict
 from pytest_moeperf.report import verdict as verdict_text
+from pytest_moeperf.report.verdict import FAILING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,15 +30,6 @@ __all__ = ["Cell", "Measure", "Ratio", "Serve"]
 
 _Rung = TypeVar("_Rung")
 
-FAILING = frozenset(
-    {
-        Outcome.REGRESSED,
-        Outcome.UNSTABLE,
-        Outcome.NO_BASELINE,
-        Outcome.INVALID,
-        Outcome.UNEXPECTED_PASS,
-    }
-)
 UNJUDGED = frozenset({Outcome.INCOMPARABLE, Outcome.ENV_DRIFT})
 """Outcomes that skip the test, visibly: nothing on this machine can judge it."""
 
@@ -292,7 +284,7 @@ def _conclude(item: pytest.Item, session: MoeperfSession, result: CellResult) ->
     if session.options.release:
         failing.add(Outcome.INCONCLUSIVE)
     if outcomes & failing:
-        text = verdict_text.failure(result, next_steps=session.next_steps(item, result))
+        text = verdict_text.failure(result)
         pytest.fail(text, pytrace=False)
     if outcomes & UNJUDGED:
         # The test's own line in the summary, not the line of this module.

@@ -66,8 +66,9 @@ def judge_metric(
     policy = policy or policy_for(hardware, key)
     refused = _refusal(cell, key, stored, date)
     usable = None if refused else stored
+    evidence = _evidence(cell, key, usable, can_pair=can_pair)
     assessment = judge.assess(
-        _evidence(cell, key, usable, can_pair=can_pair),
+        evidence,
         policy,
         prior=prior or judge.default_prior(policy),
         p_limit=p_limit,
@@ -77,7 +78,8 @@ def judge_metric(
     verdict = _in_its_surroundings(cell, assessment.verdict, usable, hardware, policy.tolerance)
     if usable is not None:
         verdict = _expected(verdict, usable.known_regression(key, date))
-    return replace(assessment, verdict=verdict)
+    stored_repeats = tuple(start.repeats for start in evidence.stored if start.repeats)
+    return replace(assessment, verdict=replace(verdict, stored=stored_repeats))
 
 
 def _evidence(cell: CellResult, key: str, stored: Baseline | None, *, can_pair: bool) -> Evidence:

@@ -23,6 +23,7 @@ __all__ = [
     "public_environment",
     "read_fingerprint",
     "read_routing",
+    "read_samples",
     "read_start",
     "read_start_line",
     "routing_document",
@@ -98,7 +99,7 @@ def samples_document(samples: Sequence[Sample]) -> dict[str, Any]:
     return document
 
 
-def _read_samples(document: Mapping[str, Any]) -> tuple[Sample, ...]:
+def read_samples(document: Mapping[str, Any]) -> tuple[Sample, ...]:
     """Inverse of `samples_document`, for a document that the schema allows."""
     findings = document.get("findings") or [[] for _ in document["seeds"]]
     gpus = _read_gpus(document["gpus"], len(document["seeds"])) if "gpus" in document else None
@@ -199,14 +200,14 @@ def read_start(document: Mapping[str, Any]) -> StartRecord:
     return StartRecord(
         **{
             **document,
-            "repeats": _read_samples(document["repeats"]),
+            "repeats": read_samples(document["repeats"]),
             "warmup": _read_warmup(document),
         }
     )
 
 
 def _read_warmup(document: Mapping[str, Any]) -> tuple[Sample, ...]:
-    return _read_samples(document["warmup"]) if "warmup" in document else ()
+    return read_samples(document["warmup"]) if "warmup" in document else ()
 
 
 def start_line(start: StartRecord) -> Line:
@@ -253,7 +254,7 @@ def read_start_line(document: Mapping[str, Any], *, engine_version: str | None) 
         startup_s=document["startup_s"],
         engine_version=engine_version,
         environment=document["environment"],
-        repeats=_read_samples(document),
+        repeats=read_samples(document),
         warmup=_read_warmup(document),
     )
 

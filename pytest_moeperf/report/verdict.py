@@ -13,9 +13,29 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.records import Direction
 
-__all__ = ["GOOD", "bounds", "evidence", "failure", "interval", "measured", "one_line", "percent"]
+__all__ = [
+    "FAILING",
+    "GOOD",
+    "bounds",
+    "evidence",
+    "failure",
+    "interval",
+    "measured",
+    "one_line",
+    "percent",
+]
 
 GOOD = frozenset({Outcome.PASS, Outcome.IMPROVED, Outcome.RECORDED})
+FAILING = frozenset(
+    {
+        Outcome.REGRESSED,
+        Outcome.UNSTABLE,
+        Outcome.NO_BASELINE,
+        Outcome.INVALID,
+        Outcome.UNEXPECTED_PASS,
+    }
+)
+"""Outcomes that fail the test."""
 
 
 def percent(change: float | None) -> str:
@@ -86,13 +106,13 @@ def one_line(result: CellResult) -> str:
     return f"{result.label}: {', '.join(verdict.outcome for verdict in result.verdicts)}"
 
 
-def failure(result: CellResult, *, next_steps: Sequence[str]) -> str:
+def failure(result: CellResult) -> str:
     """The whole story of a failed cell, one verdict a paragraph, then what to type next."""
     lines = [f"{result.label} on {result.engine}"]
     for verdict in result.verdicts:
         lines.extend(_paragraph(verdict, result.against))
     lines.extend(_discarded(result.discarded))
-    lines.extend(f"  next: {step}" for step in next_steps)
+    lines.extend(f"  next: {step}" for step in result.next_steps)
     return "\n".join(lines)
 
 
