@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.balance import ExpertCounts
 
-__all__ = ["Line", "Span", "heat_map"]
+__all__ = ["Line", "Span", "findings", "heat_map"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 UNUSED = "·"
@@ -72,7 +72,8 @@ class _Grid:
 def heat_map(counts: ExpertCounts, *, width: int) -> tuple[Line, ...]:
     """A line a layer below a heading, then what the signs mean, then what is wrong in words."""
     grid = _grid(counts.experts, width - LABEL - 1 - PEAK - MARK)
-    return (*_heading(counts, grid), *_layers(counts, grid), (), *_legend(grid), *_findings(counts))
+    told = ((Span(text, "bold red"),) for text in findings(counts))
+    return (*_heading(counts, grid), *_layers(counts, grid), (), *_legend(grid), *told)
 
 
 def _grid(experts: int, columns: int) -> _Grid:
@@ -175,7 +176,8 @@ def _legend(grid: _Grid) -> Iterator[Line]:
         yield (Span(f"a block is the busiest of {grid.together} experts", "dim"),)
 
 
-def _findings(counts: ExpertCounts) -> Iterator[Line]:
+def findings(counts: ExpertCounts) -> tuple[str, ...]:
+    """Collapsed layers, then experts that no token took, in words; of many the rest is counted."""
     told = [found.message for found in collapses(counts)]
     dead: dict[int, list[int]] = {}
     for layer, expert in dead_experts(counts) or ():
@@ -184,9 +186,8 @@ def _findings(counts: ExpertCounts) -> Iterator[Line]:
         f"layer {layer}: no token took {_names(experts, of=counts.experts)}"
         for layer, experts in dead.items()
     ]
-    yield from ((Span(text, "bold red"),) for text in told[:MOST_TOLD])
-    if len(told) > MOST_TOLD:
-        yield (Span(f"… and {len(told) - MOST_TOLD} findings more", "bold red"),)
+    more = len(told) - MOST_TOLD
+    return (*told[:MOST_TOLD], *([f"… and {more} findings more"] if more > 0 else ()))
 
 
 def _names(experts: Sequence[int], *, of: int) -> str:
