@@ -297,6 +297,7 @@ class MoeperfSession:
 
     def _write_reports(self) -> None:
         from pytest_moeperf.files import append_text, write_text_atomic  # noqa: PLC0415
+        from pytest_moeperf.report.html import to_html  # noqa: PLC0415 - jinja2
         from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
         from pytest_moeperf.report.summary import markdown  # noqa: PLC0415
 
@@ -304,6 +305,9 @@ class MoeperfSession:
         path = self.options.out_dir / "run.json"
         write_text_atomic(path, to_json(report))
         self.collected.notes.append(f"run: {_short(path)}")
+        page = path.with_name("report.html")
+        write_text_atomic(page, to_html(report))
+        self.collected.notes.append(f"report: {_short(page)}")
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             append_text(Path(summary), markdown(report))
 

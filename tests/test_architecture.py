@@ -159,6 +159,7 @@ fine."""
 
 ENGINE_STACK = {"torch", "vllm", "sglang", "triton", "transformers"}
 HEAVY = (
+    "jinja2",
     "jsonschema",
     "ml_dtypes",
     "numpy",
@@ -313,6 +314,11 @@ def test_only_the_shell_imports_pytest():
 def test_rich_is_imported_in_one_place():
     users = [name for name in MODULES if "rich" in {top for top, _ in foreign(name)}]
     assert users == ["report.terminal"]
+
+
+def test_jinja_is_imported_in_one_place():
+    users = [name for name in MODULES if "jinja2" in {top for top, _ in foreign(name)}]
+    assert users == ["report.html"]
 
 
 @pytest.mark.parametrize("module", in_layers(*PURE))

@@ -28,7 +28,7 @@ from pytest_moeperf.timeline import TimeSpent
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["SCHEMA_VERSION", "from_json", "to_json", "verdict_document"]
+__all__ = ["SCHEMA_VERSION", "from_json", "public_url", "to_json", "verdict_document"]
 
 SCHEMA_VERSION = 1
 """Version of the file format.
@@ -47,7 +47,7 @@ def to_json(report: SessionReport) -> str:
             "hardware": report.hardware,
             "machine": dict(report.machine),
             "notes": list(report.notes),
-            "options": list(report.options),
+            "options": None if report.options is None else list(report.options),
             "outcomes": {outcome.value: count for outcome, count in report.outcomes.items()},
             "schema": SCHEMA_VERSION,
             "started_at": report.started_at,
@@ -72,12 +72,12 @@ def _engine(engine: EngineInstall) -> dict[str, str | None]:
         "distribution": engine.distribution,
         "engine": engine.engine,
         "python": None if engine.python is None else str(engine.python),
-        "url": None if engine.url is None else _without_credentials(engine.url),
+        "url": None if engine.url is None else public_url(engine.url),
         "version": engine.version,
     }
 
 
-def _without_credentials(url: str) -> str:
+def public_url(url: str) -> str:
     """Only scheme, host, port and path: a user's name, password or key stays out."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
@@ -151,7 +151,7 @@ def from_json(text: str, *, source: str, schema: Mapping[str, Any]) -> SessionRe
 
 
 def _read_report(document: Mapping[str, Any]) -> SessionReport:
-    spent = document.get("time")
+    spent, options = document.get("time"), document.get("options")
     return SessionReport(
         tool_version=document["tool"],
         started_at=document["started_at"],
@@ -161,7 +161,7 @@ def _read_report(document: Mapping[str, Any]) -> SessionReport:
         machine=document["machine"],
         cells=tuple(map(_read_cell, document["cells"])),
         notes=tuple(document["notes"]),
-        options=tuple(document.get("options", ())),
+        options=None if options is None else tuple(options),
         spent=TimeSpent() if spent is None else _read_time(spent),
         processes=1 if spent is None else spent["processes"],
     )

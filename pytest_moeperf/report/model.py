@@ -53,8 +53,9 @@ class SessionReport:
     """In the order of measurement."""
     notes: tuple[str, ...] = ()
     """What else a reader of the run must know."""
-    options: tuple[str, ...] = ()
-    """Those that decided what was measured and how it was judged, word by word as typed."""
+    options: tuple[str, ...] | None = None
+    """Those that decided what was measured and how it was judged, word by word as typed; None
+    where a stored run does not tell."""
     spent: TimeSpent = field(default_factory=TimeSpent)
     processes: int = 1
     """So many measured side by side; their times are added up."""

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.report.markup import code, escaped, table_line
 from pytest_moeperf.report.model import BY_URGENCY, time_line
-from pytest_moeperf.report.verdict import GOOD, bounds, evidence, interval, measured, percent
+from pytest_moeperf.report.verdict import (
+    GOOD,
+    bounds,
+    evidence,
+    interval,
+    measured,
+    percent,
+    starts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,15 +93,8 @@ def _rows(cell: CellResult) -> Iterator[tuple[str, ...]]:
             quantity(verdict.expected),
             bounds(verdict),
             interval(verdict) if verdict.interval else percent(verdict.change),
-            _starts(verdict),
+            starts(verdict),
         )
-
-
-def _starts(verdict: Verdict) -> str:
-    """How many fresh starts decided: `1`, or `3 + 3 A/B`."""
-    if verdict.starts is None:
-        return "–"
-    return f"{verdict.starts} + {verdict.starts} A/B" if verdict.paired else str(verdict.starts)
 
 
 def _notes(report: SessionReport) -> Iterator[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "measured",
     "one_line",
     "percent",
+    "starts",
 ]
 
 GOOD = frozenset({Outcome.PASS, Outcome.IMPROVED, Outcome.RECORDED})
@@ -72,6 +73,13 @@ def interval(verdict: Verdict) -> str:
     return f"{percent(verdict.change)} ({100 * low:+.1f} … {100 * high:+.1f})"
 
 
+def starts(verdict: Verdict) -> str:
+    """How many fresh starts decided: `1`, or `3 + 3 A/B`."""
+    if verdict.starts is None:
+        return "–"
+    return f"{verdict.starts} + {verdict.starts} A/B" if verdict.paired else str(verdict.starts)
+
+
 def _as_change(effect: float, direction: Direction | None) -> float:
     if direction != "lower":
         return effect
@@ -86,8 +94,8 @@ def evidence(verdict: Verdict, against: str | None) -> str:
     """
     if verdict.interval is None or verdict.starts is None:
         return ""
-    starts = f"{verdict.starts} start{'' if verdict.starts == 1 else 's'}"
-    sampled = f"A/B with {against}, {starts} each" if verdict.paired else f"unpaired, {starts}"
+    count = f"{verdict.starts} start{'' if verdict.starts == 1 else 's'}"
+    sampled = f"A/B with {against}, {count} each" if verdict.paired else f"unpaired, {count}"
     return f"change {interval(verdict)}{_chance(verdict)}; {sampled}"
 
 

@@ -26,6 +26,7 @@ for lazy in (
     "pytest_moeperf.pool",
     "pytest_moeperf.provenance",
     "pytest_moeperf.references",
+    "pytest_moeperf.report.html",
     "pytest_moeperf.report.json",
     "pytest_moeperf.report.summary",
     "pytest_moeperf.report.terminal",

@@ -1,4 +1,4 @@
-"""--moeperf-out: where run.json and the server logs go."""
+"""--moeperf-out: where run.json, report.html and the server logs go."""
 
 import jsonschema
 import pytest
@@ -10,7 +10,7 @@ def test_the_report_and_the_logs_go_there(suite, tmp_path):
     place = tmp_path / "deep" / "out"
     suite.write_ratio((0.9, 1.1))
     suite.run("--moeperf-out", place).counts(passed=1)
-    assert sorted(path.name for path in place.iterdir()) == ["logs", "run.json"]
+    assert sorted(path.name for path in place.iterdir()) == ["logs", "report.html", "run.json"]
     assert len(list((place / "logs").iterdir())) == 1
     assert not (suite.root / ".moeperf").exists()
 
@@ -19,11 +19,18 @@ def test_the_report_is_what_its_schema_says(suite, server):
     suite.write_ratio((0.9, 1.1), (2, 3))
     outcome = suite.run("--engine", f"vllm={server.url}", "--repeats", "2")
     outcome.counts(passed=1, failed=1)
-    outcome.shows("run: .moeperf/run.json")
+    outcome.shows("run: .moeperf/run.json", "report: .moeperf/report.html")
     report = outcome.run_json
     jsonschema.Draft202012Validator(schema("run-1")).validate(report)
     assert [cell["verdicts"][0]["outcome"] for cell in outcome.judged] == ["PASS", "REGRESSED"]
     assert report["cells"][0]["test"] == "serving/test_load.py::test_ratio_1[vllm]"
+    failed = outcome.judged[1]
+    assert set(failed["verdicts"][0]["values"]) == {1.0}
+    (step,) = failed["next_steps"]
+    assert f"--engine vllm={server.url} --repeats 2" in step
+    page = (outcome.root / ".moeperf" / "report.html").read_text()
+    assert "1 of 2 verdicts failed" in page
+    assert f"--engine vllm={server.url} --repeats 2" in page
 
 
 def test_a_session_without_results_writes_nothing(suite):

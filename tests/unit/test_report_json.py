@@ -67,7 +67,7 @@ def test_a_run_of_an_earlier_version_lacks_what_came_later(session_report):
     read = from_json(json.dumps(document), source="run.json", schema=schema("run-1"))
     assert read.outcomes == session_report.outcomes
     assert read.cells[0].verdicts[0].interval is None
-    assert (read.options, read.spent) == ((), TimeSpent())
+    assert (read.options, read.spent) == (None, TimeSpent())
 
 
 def test_columns_of_different_lengths_are_an_error_that_names_the_file(session_report):
