@@ -12,7 +12,17 @@ from pytest_moeperf.errors import MoeperfError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("doctor", "engine", "load", "results", "compare", "baseline", "calibrate", "fit")
+COMMANDS = (
+    "doctor",
+    "engine",
+    "load",
+    "results",
+    "report",
+    "compare",
+    "baseline",
+    "calibrate",
+    "fit",
+)
 """Subcommands in the order of the help; each is `pytest_moeperf.cli.<name>` with `HELP`,
 `configure(parser)` and `run(args) -> int`."""
 

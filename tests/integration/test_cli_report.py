@@ -1,0 +1,49 @@
+"""`moeperf report`: the page of a stored run."""
+
+import pytest
+
+from pytest_moeperf import cli
+from pytest_moeperf.report.html import to_html
+from pytest_moeperf.report.json import to_json
+
+
+@pytest.fixture
+def stored(session_report, tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(to_json(session_report))
+    return path
+
+
+def test_the_page_goes_beside_the_run(stored, session_report, capsys):
+    assert cli.main(["report", str(stored)]) == 0
+    page = stored.with_name("report.html")
+    assert capsys.readouterr().out == f"report: {page}\n"
+    assert page.read_text() == to_html(session_report)
+
+
+def test_the_page_goes_where_it_is_asked_to(stored, tmp_path, capsys):
+    page = tmp_path / "deep" / "night.html"
+    assert cli.main(["report", str(stored), "--html", str(page)]) == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert not stored.with_name("report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"\xff", "is not text; give the run.json of a session"),
+        (b"{}", "give the run.json of a session"),
+        (b"[", "give the run.json of a session"),
+    ],
+)
+def test_what_is_no_run_is_an_error_of_one_line(tmp_path, content, reason, capsys):
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert cli.main(["report", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"moeperf: error: {path}: ")
+    assert error.rstrip().endswith(reason)
+    assert error.count("\n") == 1
+    assert not path.with_name("report.html").exists()
