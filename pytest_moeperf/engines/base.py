@@ -64,8 +64,8 @@ class EngineFacts:
     weights_load_s: float | None = None
     compile_s: float | None = None
     caches_cold: bool | None = None
-    """Whether torch.compile did any of its work anew, not from the cache of an earlier start; None
-    where it did none, or said nothing of a cache."""
+    """Whether it compiled anew what an earlier start leaves in a cache; None where the log shows
+    nothing of it."""
     engine_init_s: float | None = None
 
 
