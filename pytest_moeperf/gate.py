@@ -93,7 +93,17 @@ def _evidence(cell: CellResult, key: str, stored: Baseline | None, *, can_pair: 
         old=tuple(repeats_of(start, key) for start in cell.old),
         new=tuple(repeats_of(start, key) for start in cell.new),
         can_pair=can_pair,
+        other_gpu=stored is not None and _other_gpu(cell.starts, stored.starts),
     )
+
+
+def _other_gpu(ours: Sequence[StartRecord], theirs: Sequence[StartRecord]) -> bool:
+    """Whether any GPU of today is none of those of the baseline, as far as both tell."""
+    today, stored = (
+        {reading.uuid for start in starts for sample in start.repeats for reading in sample.gpus}
+        for starts in (ours, theirs)
+    )
+    return bool(stored) and not today <= stored
 
 
 def _refusal(cell: CellResult, key: str, stored: Baseline | None, date: str) -> Verdict | None:

@@ -5,8 +5,8 @@ makes of a difference, `steadiness` whether they can be compared at all, `assess
 it, `night` how sure it has to be among all the gates of a session.
 """
 
-from pytest_moeperf.judge.assess import SCREENING_STARTS, Assessment, Need, assess
-from pytest_moeperf.judge.evidence import Evidence, StoredStart
+from pytest_moeperf.judge.assess import Assessment, Need, assess
+from pytest_moeperf.judge.evidence import SCREENING_STARTS, Evidence, StoredStart
 from pytest_moeperf.judge.night import Night
 from pytest_moeperf.judge.noise import (
     Noise,

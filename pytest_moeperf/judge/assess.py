@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_moeperf import stats
-from pytest_moeperf.judge.evidence import Case
+from pytest_moeperf.judge.evidence import SCREENING_STARTS, Case
 from pytest_moeperf.judge.plain import no_baseline, unmeasured
 from pytest_moeperf.judge.sentence import Figures, count, doubt, drift, scatter
 from pytest_moeperf.judge.values import in_unit
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.judge.steadiness import Unsteadiness
     from pytest_moeperf.policy import Policy
 
-__all__ = ["SCREENING_STARTS", "Assessment", "Need", "assess"]
-
-SCREENING_STARTS = 2
-"""Starts that a doubtful cell is given before the old engine is called."""
+__all__ = ["Assessment", "Need", "assess"]
 
 CLEARED = frozenset({Outcome.PASS, Outcome.IMPROVED})
 
@@ -109,7 +106,7 @@ def _unpaired(case: Case, story: _Story) -> Assessment:
     stored = [start.value for start in case.stored]
     if unsteady := case.unsteady(story.contrast, case.today, stored):
         return _settled(story.unstable(unsteady))
-    if case.worse(story.contrast):
+    if case.worse(story.contrast) and not case.explained_by_gpu(story.contrast):
         return _settled(story.verdict(Outcome.REGRESSED), story.contrast.p_worse)
     return story.doubtful(None)
 
@@ -187,6 +184,8 @@ class _Story:
         if beyond and contrast.p_worse <= case.p_limit:
             if case.can_pair:
                 return "whether engine or machine is slower, the old engine has to show"
+            if case.explained_by_gpu(contrast):
+                return "the baseline is of another GPU, and two of a product differ by up to 3 %"
             starts = count(case.starts_to_blame(contrast), "start")
             return f"to blame the engine takes {starts} today"
         low, _ = contrast.interval(case.policy.beta)

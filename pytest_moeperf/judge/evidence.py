@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from pytest_moeperf.judge.noise import Noise, Prior, Spread
     from pytest_moeperf.records import Direction
 
-__all__ = ["Case", "Evidence", "StoredStart"]
+__all__ = ["SCREENING_STARTS", "Case", "Evidence", "StoredStart"]
 
+SCREENING_STARTS = 2
+"""Starts that a doubtful cell is given before the old engine is called."""
 
 NEARLY = 0.75
 """A start that lost so much of the effect is called as slow."""
 
 GROSS = 5
 """A loss of more tolerances than this no drift explains: two boards of H200 differ by one."""
+BETWEEN_GPUS_LOG = 0.03
+"""Two H200 differed by 0.1 to 3.0 % in a decode step (docs/hardware.md)."""
 GROSS_STARTS = 3
 """Fresh starts that show such a loss to be the engine's, and not one of a bad start."""
 
@@ -53,6 +57,8 @@ class Evidence:
     """A/B: starts of the engine under test, in order; none of them is in `today`."""
     can_pair: bool = False
     """An old engine is at hand."""
+    other_gpu: bool = False
+    """Today's GPUs are not those that the baseline was measured on, though of the same product."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +157,17 @@ class Case:
         beyond = contrast.effect_log < -self.policy.tolerance_log
         return beyond and contrast.p_worse <= self.p_limit
 
+    def explained_by_gpu(self, contrast: Contrast) -> bool:
+        """Whether one GPU of a product may be so much slower than another one."""
+        limit_log = -self.policy.tolerance_log - BETWEEN_GPUS_LOG
+        return self.evidence.other_gpu and contrast.effect_log >= limit_log
+
     def starts_to_blame(self, contrast: Contrast) -> int:
         """Fresh starts that blaming the engine takes without the old one."""
         usual = self.policy.unpaired_starts
+        if self.explained_by_gpu(contrast) and self.worse(contrast):
+            # More of them would show the same.
+            return min(usual, SCREENING_STARTS)
         gross = contrast.effect_log < -GROSS * self.policy.tolerance_log
         return min(usual, GROSS_STARTS) if gross and self.worse(contrast) else usual
 

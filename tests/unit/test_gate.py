@@ -5,7 +5,15 @@ import pytest
 from pytest_moeperf import gate
 from pytest_moeperf.baseline import Baseline, EngineProvenance, KnownRegression
 from pytest_moeperf.judge import Need, Prior
-from pytest_moeperf.records import CellResult, Finding, Outcome, Sample, StartRecord, Verdict
+from pytest_moeperf.records import (
+    CellResult,
+    Finding,
+    GpuReading,
+    Outcome,
+    Sample,
+    StartRecord,
+    Verdict,
+)
 
 KEY = "tpot_ms.p50"
 
@@ -90,6 +98,27 @@ def test_twice_as_slow_is_a_regression_that_names_what_differs(judged):
 
 def test_the_same_figure_passes(judged):
     assert judged(start(20.0, 20.2, 19.8), starts=1).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("today", "outcome"),
+    [
+        ("GPU-a", Outcome.REGRESSED),
+        ("GPU-b", Outcome.INCONCLUSIVE),
+        # A driver that tells nothing leaves nothing to compare.
+        (None, Outcome.REGRESSED),
+    ],
+)
+def test_a_small_loss_on_another_gpu_is_not_blamed_on_the_engine(judged, stored, today, outcome):
+    def on(uuid, begun):
+        readings = () if uuid is None else (GpuReading(uuid=uuid, samples=9),)
+        repeats = tuple(replace(sample, gpus=readings) for sample in begun.repeats)
+        return replace(begun, repeats=repeats)
+
+    old = tuple(on("GPU-a", start(20.0, 20.1, 19.9, session=f"s{n}")) for n in range(5))
+    baseline = replace(stored(), starts=old)
+    now = on(today, start(21.0, 21.1, 20.9))
+    assert judged(now, baseline=baseline, hardware="h200", starts=5).outcome is outcome
 
 
 @pytest.mark.parametrize(

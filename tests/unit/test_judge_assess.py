@@ -16,7 +16,9 @@ CPU = policy_for("cpu", "tpot_ms.p50")
 FIVE = (20.0,) * 5
 
 
-def evidence(today, stored=FIVE, *, old=(), new=(), metric="tpot_ms.p50", can_pair=False):
+def evidence(
+    today, stored=FIVE, *, old=(), new=(), metric="tpot_ms.p50", can_pair=False, other_gpu=False
+):
     """One repeat a start, and a session of its own for every stored one."""
     return Evidence(
         metric=metric,
@@ -25,6 +27,7 @@ def evidence(today, stored=FIVE, *, old=(), new=(), metric="tpot_ms.p50", can_pa
         old=tuple((value,) for value in old),
         new=tuple((value,) for value in new),
         can_pair=can_pair or bool(old),
+        other_gpu=other_gpu,
     )
 
 
@@ -91,6 +94,24 @@ def test_a_loss_that_no_day_explains_takes_three_starts():
         assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.START)
         assert found.verdict.reason.endswith("to blame the engine takes 3 starts today")
     assert judged([24.0] * 3).verdict.outcome is Outcome.REGRESSED
+
+
+def test_another_gpu_of_the_product_may_be_to_blame():
+    # 5 %: beyond the tolerance of 3 %, but not by more than two GPUs of a product differ.
+    assert judged([21.0] * 5).verdict.outcome is Outcome.REGRESSED
+    assert judged([21.0], other_gpu=True).need is Need.START
+    found = judged([21.0, 21.0], other_gpu=True)
+    assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, None)
+    assert found.verdict.reason.endswith(
+        "; the baseline is of another GPU, and two of a product differ by up to 3 %"
+    )
+    assert judged([21.5] * 5, other_gpu=True).verdict.outcome is Outcome.REGRESSED
+    assert judged([20.3], other_gpu=True).verdict.outcome is Outcome.PASS
+
+
+def test_an_a_b_ran_on_one_gpu():
+    found = judged([], old=[20.0] * 5, new=[21.0] * 5, other_gpu=True)
+    assert found.verdict.outcome is Outcome.REGRESSED
 
 
 def test_with_the_old_engine_at_hand_a_gross_loss_is_left_to_it():
