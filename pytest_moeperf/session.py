@@ -247,7 +247,9 @@ class MoeperfSession:
         unmeasured = report.failed and not cells and measures(item)
         if not cells and not unmeasured:
             return
-        first_line = str(report.longrepr).strip().partition("\n")[0]
+        crash = getattr(report.longrepr, "reprcrash", None)
+        said = report.longrepr if crash is None else crash.message.removeprefix("Failed: ")
+        first_line = str(said).strip().partition("\n")[0]
         contribution = Contribution(
             cells=cells,
             engines=self.run.engines,

@@ -14,6 +14,14 @@ def test_a_server_that_dies_at_start_is_in_the_report_of_the_run(suite):
     assert "serving/test_load.py::test_single_stream[vllm]: tiny-moe: the engine ended" in note
 
 
+def test_an_assertion_of_a_test_is_told_in_its_own_words(suite, server):
+    suite.write("def test_it(serve, moe):\n    assert serve(moe).url[:4] == 'ftp:'\n")
+    outcome = suite.run("--engine", f"vllm={server.url}")
+    outcome.counts(failed=1)
+    (note,) = [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
+    assert note.endswith("test_it[vllm]: AssertionError: assert 'http' == 'ftp:'")
+
+
 def test_quiet_runs_still_count_the_verdicts(suite, server):
     outcome = suite.run("--engine", f"vllm={server.url}", "-q")
     assert "2 NO_BASELINE" in outcome.text.splitlines()
