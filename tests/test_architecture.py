@@ -36,6 +36,7 @@ LAYERS = {
         "datasets",
         "driver",
         "endpoint",
+        "expertcount",
         "features",
         "files",
         "gpu",

@@ -25,6 +25,7 @@ from pytest_moeperf.balance.ranks import (
     replicated_placement,
     round_robin_placement,
 )
+from pytest_moeperf.balance.requests import RoutedRequest, RoutingCounts
 
 __all__ = [
     "ALERT",
@@ -33,6 +34,8 @@ __all__ = [
     "ExpertCounts",
     "ExpertPlacement",
     "Interval",
+    "RoutedRequest",
+    "RoutingCounts",
     "agreement",
     "balancedness",
     "cluster_interval",

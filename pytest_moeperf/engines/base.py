@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
+
+    from pytest_moeperf.memory import Architecture
     from pytest_moeperf.records import ServerSpec
 
-__all__ = ["Engine", "EngineFacts", "Launch", "growth"]
+__all__ = ["CountingRoute", "Engine", "EngineFacts", "Launch", "Question", "growth"]
 
 CUMULATIVE = frozenset(
     {
@@ -24,6 +28,34 @@ CUMULATIVE = frozenset(
     }
 )
 """Counters that only grow, so that a play is described by their growth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Something that a server is asked by POST."""
+
+    path: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountingRoute:
+    """How one version of an engine is made to tell which experts its tokens took."""
+
+    name: str
+    """In plain words, for reports."""
+    flags: tuple[str, ...] = ()
+    """What a server that counts is started with, besides its spec's own flags."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    probe: bool = False
+    """Whether the server needs our probe on its import path."""
+    one_at_a_time: bool = False
+    """Whether requests must not overlap."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of a completion's body."""
+    collect: Question | None = None
+    """What is asked before the first request, and after each: its answer has the routes since the
+    last time. None: the completion itself has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +73,10 @@ class Launch:
     gpu_ids: tuple[str, ...] = ()
     """GPUs that it may use, by index on the PCI bus: not every version of every engine understands
     UUIDs. Empty: it runs on the CPU."""
+    counting: CountingRoute | None = None
+    """How it counts experts, where its spec wants that."""
+    probe_path: Path | None = None
+    """The folder that makes our probe importable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +163,21 @@ class Engine(Protocol):
 
     def counters(self, metrics_text: str) -> dict[str, float]:
         """Read a Prometheus exposition, under names that all engines share."""
+
+    def counting_route(
+        self, spec: ServerSpec, *, version: str | None, on_gpu: bool, model_type: str
+    ) -> CountingRoute:
+        """How a server of this version counts experts, the least intrusive way that is exact.
+
+        Raises `UsageError` where there is none; the message says what to use in its place.
+        """
+
+    def read_routes(self, answer: Any, architecture: Architecture) -> npt.NDArray[np.integer]:
+        """The routes of one request, [tokens, layers, k], from the answer that has them.
+
+        `answer` is the decoded body of a completion, or of what the route collects by. Raises
+        `RoutingError` where it has none, or none of this architecture.
+        """
 
 
 def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
