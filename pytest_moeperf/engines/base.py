@@ -13,9 +13,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pytest_moeperf.memory import Architecture
-    from pytest_moeperf.records import ServerSpec
+    from pytest_moeperf.records import RequestSpec, ServerSpec
 
-__all__ = ["CountingRoute", "Engine", "EngineFacts", "Launch", "Question", "growth"]
+__all__ = [
+    "CountingRoute",
+    "Engine",
+    "EngineFacts",
+    "Generated",
+    "Launch",
+    "Question",
+    "growth",
+]
 
 CUMULATIVE = frozenset(
     {
@@ -51,11 +59,19 @@ class CountingRoute:
     """Whether the server needs our probe on its import path."""
     one_at_a_time: bool = False
     """Whether requests must not overlap."""
-    asked: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of a completion's body."""
     collect: Question | None = None
     """What is asked before the first request, and after each: its answer has the routes since the
-    last time. None: the completion itself has them."""
+    last time. None: the answer to the request itself has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """What a server says it did for one request; None where it does not tell."""
+
+    prompt_tokens: int | None
+    output_tokens: int | None
+    output_ids: tuple[int, ...] | None
+    """The tokens that came out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,11 +188,17 @@ class Engine(Protocol):
         Raises `UsageError` where there is none; the message says what to use in its place.
         """
 
-    def read_routes(self, answer: Any, architecture: Architecture) -> npt.NDArray[np.integer]:
-        """The routes of one request, [tokens, layers, k], from the answer that has them.
+    def counted_request(self, request: RequestSpec, *, model: str) -> Question:
+        """Ask for exactly so many tokens, greedily and in one answer, and for their routes."""
 
-        `answer` is the decoded body of a completion, or of what the route collects by. Raises
-        `RoutingError` where it has none, or none of this architecture.
+    def read_generated(self, answer: Any) -> Generated:
+        """Read the decoded answer to a counted request."""
+
+    def read_routes(self, answer: Any, architecture: Architecture) -> npt.NDArray[np.integer]:
+        """The routes of one request, [tokens, layers of the model, k].
+
+        `answer` is the decoded answer to a counted request, or to what the route collects by.
+        Raises `RoutingError` where it has none, or none of this architecture.
         """
 
 
