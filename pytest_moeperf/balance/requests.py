@@ -31,6 +31,8 @@ class RoutedRequest:
     routes: npt.NDArray[np.integer]
     """[prompt + output − 1 tokens, layers, k], read-only: first those of the prompt, then those
     that were decoded; a layer without a router is there and says nothing."""
+    output_ids: tuple[int, ...] | None = None
+    """The tokens that came out; None where the engine does not tell them."""
 
     def __post_init__(self) -> None:
         routes = np.array(self.routes)
