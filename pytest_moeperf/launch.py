@@ -96,9 +96,7 @@ def start_server(
         counting=route,
         probe_path=PROBE_PATH,
     )
-    # Else CUDA counts the fastest GPU first, and the driver does not.
-    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if gpus else {}
-    env = engine.env(spec, launch, {**os.environ, **order})
+    env = engine.env(spec, launch, _inherited(on_gpu=bool(gpus)))
     command = [str(spec.engine.python), *engine.argv(spec, launch)]
     redactor = Redactor.of(env)
     start = _Start(
@@ -191,6 +189,12 @@ class _Start:
             log_tail=self.log.tail(),
             log_path=str(self.log.path),
         )
+
+
+def _inherited(*, on_gpu: bool) -> dict[str, str]:
+    # Else CUDA counts the fastest GPU first, and the driver does not.
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if on_gpu else {}
+    return {**os.environ, **order}
 
 
 def _counting_route(

@@ -303,7 +303,7 @@ def test_the_probe_is_an_island():
     needed = {each for name in MODULES if top(name) == PROBE for each in imports(name)}
     assert not any(each.ours for each in needed)
     outside = {top(each.name) for each in needed} - sys.stdlib_module_names - {"__future__"}
-    assert outside == {"numpy", "sglang", "torch", "vllm"}
+    assert outside == {"numpy", "sglang", "vllm"}
 
 
 def test_the_probe_loads_no_engine_by_itself():
