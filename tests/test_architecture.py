@@ -55,6 +55,7 @@ LAYERS = {
         "references",
         "refresh",
         "revision",
+        "routecheck",
         "run",
         "sampling",
         "selftest",
@@ -303,13 +304,14 @@ def test_the_probe_is_an_island():
     needed = {each for name in MODULES if top(name) == PROBE for each in imports(name)}
     assert not any(each.ours for each in needed)
     outside = {top(each.name) for each in needed} - sys.stdlib_module_names - {"__future__"}
-    assert outside == {"numpy", "sglang", "vllm"}
+    assert outside == {"numpy", "sglang", "torch", "transformers", "vllm"}
 
 
 def test_the_probe_loads_no_engine_by_itself():
     probe = PACKAGE / PROBE
     statement = (
-        f"sys.path.insert(0, {str(probe)!r})\nimport moeperf_probe.sglang, moeperf_probe.vllm"
+        f"sys.path.insert(0, {str(probe)!r})\nimport moeperf_probe.forward, "
+        "moeperf_probe.sglang, moeperf_probe.vllm"
     )
     assert loaded_by(statement) == set()
 
