@@ -94,8 +94,8 @@ def main() -> int:
 def report(check: RouteCheck) -> int:
     """Print what was found; the exit code."""
     print(check)
-    bounds = ", ".join(f"{bound:.4f}" for bound in check.bounds)
-    print(f"bounds of rounding by layer, as logits: {bounds}")
+    usual = ", ".join(f"{moved:.4f}" for moved in check.rounding)
+    print(f"usual rounding of a logit, by layer: {usual}")
     for other in sorted(check.others, key=lambda other: other.bound - other.shortfall)[:SHOWN]:
         print(f"  {other}")
     return 1 if check.errors else 0

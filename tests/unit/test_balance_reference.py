@@ -9,8 +9,8 @@ from pytest_moeperf.errors import RoutingError
 # One layer of four experts, top 2; each line is one token.
 EXACT = np.array([[[3.0, 2.0, 1.0, 0.0]], [[0.00, 1.0, 0.51, 0.50]], [[0.0, 5.0, 4.0, 0.0]]])
 ROUNDED = EXACT + np.array([[[0.0, 0.0, 0.01, 0.0]], [[0.0, 0.0, -0.02, 0.0]], [[0.0] * 4]])
-# 2 × 0.02: two experts, each moved by as much as the one that rounding moved most.
-BOUND = 0.04
+# Moved by 0.01, 0.02 and 0: in nine of ten tokens by 0.018, between the second and the third.
+USUAL = 0.018
 
 
 def check(*told, layers=(0,), exact=EXACT, rounded=ROUNDED):
@@ -21,7 +21,12 @@ def check(*told, layers=(0,), exact=EXACT, rounded=ROUNDED):
 def test_the_best_experts_in_any_order_are_right():
     found = check([1, 0], [1, 2], [2, 1])
     assert (found.tokens, found.choices, found.others, found.errors) == (3, 3, (), ())
-    assert found.bounds == pytest.approx([BOUND])
+    assert found.rounding == pytest.approx([USUAL])
+
+
+def test_rounding_is_twice_that_of_the_token_or_of_a_usual_one():
+    others = check([0, 2], [1, 3], [0, 1]).others
+    assert [other.bound for other in others] == pytest.approx([0.036, 0.04, 0.036])
 
 
 def test_a_choice_closer_than_rounding_decides_nothing():
@@ -74,6 +79,7 @@ def test_rounding_is_judged_layer_by_layer():
     routes = np.array([[[0, 2], [0, 2]], [[1, 2], [1, 2]], [[1, 2], [1, 2]]])
     found = RouteCheck.of(routes, layers=(0, 1), exact=exact, rounded=rounded)
     assert [(other.layer, other.by_rounding) for other in found.others] == [(0, False), (1, True)]
+    assert found.rounding == pytest.approx([0.0, 1.0])
 
 
 def test_a_token_that_takes_all_experts_has_no_choice():
