@@ -105,7 +105,7 @@ class Measure:
     def architecture(self, server: NamedServer) -> Architecture:
         """The server's model, as numbers for a prediction."""
         with _at_work(self.item, self.session) as run:
-            return run.model(server.spec.model).architecture
+            return run.model(server.spec).architecture
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,7 +246,7 @@ def _lacking(server: NamedServer, session: MoeperfSession) -> str:
     if is_attached(server.engine) or not hardware.gpus:
         return ""
     try:
-        architecture = session.run.model(server.spec.model).architecture
+        architecture = session.run.model(server.spec).architecture
     except MoeperfError:
         return ""  # The test itself fails with it.
     driver = engine_driver(parse_engine(server.engine).engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -181,6 +182,8 @@ class Sglang:
             words += ["--load-format", spec.load_format]
         if spec.max_model_len is not None:
             words += ["--context-length", str(spec.max_model_len)]
+        if spec.overrides:
+            words += ["--json-model-override-args", json.dumps(dict(spec.overrides))]
         if not self.caches_prefixes(spec) and "--disable-radix-cache" not in given:
             words += ["--disable-radix-cache"]
         if "--random-seed" not in given:

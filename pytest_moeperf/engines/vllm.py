@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -180,6 +181,8 @@ class Vllm:
             words += ["--load-format", spec.load_format]
         if spec.max_model_len is not None:
             words += ["--max-model-len", str(spec.max_model_len)]
+        if spec.overrides:
+            words += ["--hf-overrides", json.dumps(dict(spec.overrides))]
         if not given & {"--enable-prefix-caching", "--no-enable-prefix-caching"}:
             words += ["--no-enable-prefix-caching"]
         if "--seed" not in given:

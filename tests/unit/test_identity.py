@@ -18,6 +18,7 @@ PLAIN = ServerSpec("mini-moe")
         (ServerSpec("m", tensor_parallel_size=2, expert_parallel=True), "tp2, ep, bfloat16"),
         (ServerSpec("m", load_format="dummy"), "tp1, bfloat16"),
         (ServerSpec("m", counts_experts=True), "tp1, bfloat16, counting experts"),
+        (ServerSpec("m", overrides=(("layers", 4), ("k", 1))), "tp1, bfloat16, layers=4, k=1"),
         (ServerSpec("m", env=(("B", "2"), ("A", "1"))), "tp1, bfloat16, A=1, B=2"),
         (ServerSpec("m", env=(("HF_TOKEN", "hf_x"),)), "tp1, bfloat16, HF_TOKEN=(secret)"),
     ],
