@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-import pytest_moeperf
+import pytest_moeperf.balance
 
 PACKAGE = Path(pytest_moeperf.__file__).parent
 ROOT = PACKAGE.parent
@@ -27,12 +27,14 @@ LAYERS = {
         "options",
         "plugin",
         "progress",
+        "routing",
         "session",
     },
     "reports": {"report"},
     "effects": {
         "cache",
         "client",
+        "counting",
         "datasets",
         "driver",
         "endpoint",
@@ -414,6 +416,7 @@ def test_suites_use_public_names_alone(path):
         elif isinstance(node, ast.ImportFrom):
             used |= {f"{node.module}.{alias.name}" for alias in node.names}
     public = {f"pytest_moeperf.{name}" for name in pytest_moeperf.__all__}
+    public |= {f"pytest_moeperf.balance.{name}" for name in pytest_moeperf.balance.__all__}
     assert {name for name in used if top(name) == "pytest_moeperf"} <= public
     assert {top(name) for name in used} <= {"pytest", "pytest_moeperf"} | sys.stdlib_module_names
 
