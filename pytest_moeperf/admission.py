@@ -35,7 +35,7 @@ def refusals(candidate: Baseline, *, starts: int) -> tuple[str, ...]:
 def _refusals(candidate: Baseline, starts: int) -> Iterator[str]:
     if len(candidate.starts) < starts:
         yield f"has {len(candidate.starts)} of {starts} starts"
-    if not candidate.gates:
+    if not candidate.gates and candidate.routing is None:
         yield "has no metric that is judged"
     for metric, gate in sorted(candidate.gates.items()):
         levels = start_levels(candidate.starts, metric)

@@ -16,11 +16,18 @@ from pytest_moeperf.stats import from_log, log_median
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_moeperf.records import Direction, Fingerprint, Sample, StartRecord
+    from pytest_moeperf.records import (
+        Direction,
+        Fingerprint,
+        RoutingRecord,
+        Sample,
+        StartRecord,
+    )
 
 __all__ = [
     "EXPIRY_DAYS",
     "MAX_STARTS",
+    "NEVER",
     "Anchor",
     "Baseline",
     "EngineProvenance",
@@ -37,6 +44,9 @@ MAX_STARTS = 10
 
 EXPIRY_DAYS = 90
 """How long figures stand for an engine and its machine; drivers, kernels and clocks move on."""
+
+NEVER = "9999-12-31"
+"""When counts of experts expire: they depend on weights and prompts, not on a machine."""
 
 
 def expiry(recorded_at: str) -> str:
@@ -125,6 +135,13 @@ class Recording:
     """None: all that is known of it is what fingerprint and start tell."""
     reason: str = ""
     """Why the baseline is what it is, in the words of who recorded it."""
+    routing: RoutingRecord | None = None
+    """Which experts the prompts took, of a cell that counts them."""
+
+    @property
+    def expires(self) -> str:
+        """The last day that it is held against anything."""
+        return NEVER if self.routing is not None else expiry(self.start.recorded_at)
 
     @property
     def provenance(self) -> EngineProvenance:
@@ -146,6 +163,8 @@ class Baseline:
     gates: Mapping[str, Gate] = field(default_factory=dict)
     known: tuple[KnownRegression, ...] = ()
     """Sorted by metric, one each."""
+    routing: RoutingRecord | None = None
+    """Which experts the prompts took; None for a cell that does not count them."""
     anchor: Anchor | None = None
     created: str
     """When the first start was recorded: UTC, ISO 8601."""
@@ -222,7 +241,8 @@ class Baseline:
             starts=starts,
             gates=gates,
             engine=recording.engine or self.engine,
-            expires=expiry(start.recorded_at),
+            routing=self.routing or recording.routing,
+            expires=recording.expires,
             reason=recording.reason or self.reason,
             tool=recording.tool,
         )
@@ -236,8 +256,9 @@ class Baseline:
             engine=recording.provenance,
             starts=(stored_form(recording.start),),
             gates=dict(recording.gates),
+            routing=recording.routing,
             created=recording.start.recorded_at,
-            expires=expiry(recording.start.recorded_at),
+            expires=recording.expires,
             reason=recording.reason,
             tool=recording.tool,
         )

@@ -25,8 +25,10 @@ from pytest_moeperf.record_form import (
     fingerprint_document,
     public_environment,
     read_fingerprint,
+    read_routing,
     read_start,
     read_start_line,
+    routing_document,
     start_line,
 )
 
@@ -66,6 +68,8 @@ def encode(baseline: Baseline) -> str:
         "starts": [start_line(start) for start in baseline.starts],
         "tool": baseline.tool,
     }
+    if baseline.routing is not None:
+        document["routing"] = routing_document(baseline.routing)
     if baseline.anchor is not None:
         document["anchor"] = {
             "engine": _engine_document(baseline.anchor.engine),
@@ -99,6 +103,8 @@ def decode(text: str, *, source: str, schemas: Mapping[int, Mapping[str, Any]]) 
     _check_starts(document["starts"], source=f"{source}: $.starts")
     if "anchor" in document:
         _check_starts(document["anchor"]["starts"], source=f"{source}: $.anchor.starts")
+    if "routing" in document:
+        _check_routing(document["routing"], source=f"{source}: $.routing")
     _check_date(document["expires"], source=f"{source}: $.expires")
     for index, known in enumerate(document["known"]):
         _check_date(known["expires"], source=f"{source}: $.known[{index}].expires")
@@ -122,7 +128,7 @@ def _version(document: Any, *, newest: int, source: str) -> int:
 
 def _read(document: Mapping[str, Any]) -> Baseline:
     engine = _read_engine(document["engine"])
-    anchor = document.get("anchor")
+    anchor, routing = document.get("anchor"), document.get("routing")
     return Baseline(
         cell=document["cell"],
         fingerprint=read_fingerprint(document["fingerprint"]),
@@ -135,6 +141,7 @@ def _read(document: Mapping[str, Any]) -> Baseline:
             for metric, gate in document["gates"].items()
         },
         known=tuple(KnownRegression(**known) for known in document["known"]),
+        routing=None if routing is None else read_routing(routing),
         anchor=None if anchor is None else _read_anchor(anchor),
         created=document["created"],
         expires=document["expires"],
@@ -217,6 +224,27 @@ def _check_gpus(gpus: Mapping[str, Any], repeats: int, *, source: str) -> None:
     for name, count in (("repeat", repeats), ("gpu", len(gpus["uuids"]))):
         if (highest := max(gpus[name])) >= count:
             raise BaselineError(f"{source}.{name}: there is no number {highest} among {count}")
+
+
+def _check_routing(routing: Mapping[str, Any], *, source: str) -> None:
+    """Each token takes `top_k` different experts of every layer."""
+    for phase in ("prefill", "decode"):
+        rows, tokens = routing[phase], routing[f"{phase}_tokens"]
+        if rows is None:
+            continue
+        if len(rows) != len(routing["layers"]):
+            layers = len(routing["layers"])
+            raise BaselineError(f"{source}.{phase}: {len(rows)} rows for {layers} layers")
+        for index, row in enumerate(rows):
+            if len(row) != routing["experts"]:
+                raise BaselineError(
+                    f"{source}.{phase}[{index}]: {len(row)} counts for {routing['experts']} experts"
+                )
+            if sum(row) != tokens * routing["top_k"] or max(row) > tokens:
+                raise BaselineError(
+                    f"{source}.{phase}[{index}]: no counts of {tokens} tokens that take "
+                    f"{routing['top_k']} experts each"
+                )
 
 
 def _check_date(text: str, *, source: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.session import MoeperfSession, NamedServer
     from pytest_moeperf.workload import Workload
 
-__all__ = ["Cell", "Measure", "Ratio", "Serve"]
+__all__ = ["Cell", "Measure", "Ratio", "Serve", "at_work", "conclude"]
 
 _Rung = TypeVar("_Rung")
 
@@ -35,7 +35,7 @@ UNJUDGED = frozenset({Outcome.INCOMPARABLE, Outcome.ENV_DRIFT})
 
 
 @contextmanager
-def _at_work(item: pytest.Item, session: MoeperfSession) -> Iterator[Run]:
+def at_work(item: pytest.Item, session: MoeperfSession) -> Iterator[Run]:
     """Show progress meanwhile, and an error of ours as the test's failure in its own words."""
     try:
         with session.during(item):
@@ -53,7 +53,7 @@ class Measure:
 
     def __call__(self, server: NamedServer, workload: Workload, *, slo: SLO | None = None) -> Cell:
         """Play `workload` on `server` until steady and then for the repeats that count."""
-        with _at_work(self.item, self.session) as run:
+        with at_work(self.item, self.session) as run:
             return Cell(self, run.measure(self.session.spec(server), workload, slo=slo))
 
     @overload
@@ -91,7 +91,7 @@ class Measure:
         return dict(zip(workloads, cells, strict=True))
 
     def _in_turns(self, pairs: Sequence[tuple[NamedServer, Workload]]) -> list[Cell]:
-        with _at_work(self.item, self.session) as run:
+        with at_work(self.item, self.session) as run:
             measured = run.measure_in_turns(
                 [(self.session.spec(server), workload) for server, workload in pairs]
             )
@@ -99,13 +99,13 @@ class Measure:
 
     def startup(self, server: NamedServer) -> Cell:
         """How long the server took to become ready, as a cell of one value a start."""
-        with _at_work(self.item, self.session) as run:
+        with at_work(self.item, self.session) as run:
             return Cell(self, run.measure_startup(self.session.spec(server)))
 
     def architecture(self, server: NamedServer) -> Architecture:
         """The server's model, as numbers for a prediction."""
-        with _at_work(self.item, self.session) as run:
-            return run.model(server.spec.model).architecture
+        with at_work(self.item, self.session) as run:
+            return run.model(server.spec).architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,12 @@ class Serve:
 
     def __call__(self, server: NamedServer) -> RunningServer:
         """Start the server, or take the one that runs."""
-        with _at_work(self.item, self.session) as run:
+        with at_work(self.item, self.session) as run:
             return run.serve(self.session.spec(server))
 
     def stop(self, server: NamedServer) -> Shutdown:
         """End the server and tell how it went; the next test that needs it starts a new one."""
-        with _at_work(self.item, self.session) as run:
+        with at_work(self.item, self.session) as run:
             return run.stop(self.session.spec(server))
 
     def expect(
@@ -158,18 +158,18 @@ class Serve:
         `name` is an entry of its environment, such as `moe_backend`. Skip the test where neither
         tells it.
         """
-        with _at_work(self.item, self.session) as run:
+        with at_work(self.item, self.session) as run:
             cell = run.told(self.session.spec(server))
             now = None if cell.start is None else cell.start.environment.get(name)
             recording = self.session.options.baseline == "record"
             stored = () if recording else self.session.references.told(cell, name)
         verdict = judge.told(name, now, stored, recording=recording)
-        _conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
+        conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
 
     def _conclude(self, server: NamedServer, verdict: Verdict) -> None:
-        with _at_work(self.item, self.session) as run:
+        with at_work(self.item, self.session) as run:
             cell = run.told(self.session.spec(server))
-        _conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
+        conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +191,11 @@ class Cell:
         Skip it, naming the field that differs, where no stored baseline can judge this machine.
         """
         item, session = self.measure.item, self.measure.session
-        with _at_work(item, session):
+        with at_work(item, session):
             if not metrics:
                 raise UsageError("gate() judges nothing: name a metric, such as 'tpot_ms.p50'")
             result = session.judge(item, self.measured, metrics)
-        _conclude(item, session, result)
+        conclude(item, session, result)
 
     def discarded(self, *codes: str) -> int:
         """How many repeats were measured again because of one of these findings."""
@@ -209,7 +209,7 @@ class Cell:
         """Fail the test where too many repeats were invalid, with what was found in them."""
         if self.measured.result.invalid:
             item, session = self.measure.item, self.measure.session
-            _conclude(item, session, session.judge(item, self.measured, ()))
+            conclude(item, session, session.judge(item, self.measured, ()))
 
     def over(self, other: Cell, metric: str) -> Ratio:
         """This cell's `metric` divided by the other's, repeat by repeat."""
@@ -261,7 +261,7 @@ class Ratio:
         """Measure on once before a bad verdict is final."""
         item, session = self.measure.item, self.measure.session
         cells = (self.above, self.below)
-        with _at_work(item, session) as run:
+        with at_work(item, session) as run:
             verdict = judged()
             confirmed = verdict.outcome in FAILING and run.confirm(
                 [each.measured for each in cells]
@@ -272,11 +272,16 @@ class Ratio:
             verdict = judged()
         # Without a verdict of its own, but its samples are a half of what was judged.
         session.add(item, self.below.measured.result)
-        _conclude(item, session, session.add(item, self.above.measured.result, verdict))
+        conclude(item, session, session.add(item, self.above.measured.result, verdict))
 
 
-def _conclude(item: pytest.Item, session: MoeperfSession, result: CellResult) -> None:
-    """Raise what the verdicts say, in the call phase of the test."""
+def conclude(
+    item: pytest.Item, session: MoeperfSession, result: CellResult, *, shown: Sequence[str] = ()
+) -> None:
+    """Raise what the verdicts say, in the call phase of the test.
+
+    `shown` are lines that a failure has below its verdicts.
+    """
     outcomes = {verdict.outcome for verdict in result.verdicts}
     failing = set(FAILING)
     if item.config.getoption("runxfail"):
@@ -284,7 +289,7 @@ def _conclude(item: pytest.Item, session: MoeperfSession, result: CellResult) ->
     if session.options.release:
         failing.add(Outcome.INCONCLUSIVE)
     if outcomes & failing:
-        text = verdict_text.failure(result)
+        text = verdict_text.failure(result, shown=shown)
         pytest.fail(text, pytrace=False)
     if outcomes & UNJUDGED:
         # The test's own line in the summary, not the line of this module.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, cast
 
@@ -16,8 +17,10 @@ from pytest_moeperf.markers import (
     STOPS_SERVER,
     XDIST_GROUP,
     compared_engines,
+    counts_experts,
     measures,
     required_gpus,
+    times,
 )
 from pytest_moeperf.placement import gpus_lacking, lacking
 from pytest_moeperf.session import NamedServer, is_attached
@@ -192,8 +195,8 @@ def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
     measuring = [item for item in items if measures(item)]
     order: dict[_Process, int] = {}
     for item in measuring:
-        for server in _servers(item):
-            order.setdefault(_process(server), len(order))
+        for process in _processes(item):
+            order.setdefault(process, len(order))
     arranged = iter(sorted(measuring, key=lambda item: _rank(item, order)))
     items[:] = [next(arranged) if measures(item) else item for item in items]
 
@@ -202,14 +205,21 @@ _Process = tuple["ServerSpec", str]
 """What makes two named servers one process: the spec and the engine, not the name."""
 
 
-def _process(server: NamedServer) -> _Process:
-    return server.spec, server.engine
+def _processes(item: pytest.Item) -> list[_Process]:
+    """What the test needs to run: for counting and for timing a server is two."""
+    found: list[_Process] = []
+    for server in _servers(item):
+        if times(item):
+            found.append((server.spec, server.engine))
+        if counts_experts(item):
+            found.append((replace(server.spec, counts_experts=True), server.engine))
+    return found
 
 
 def _rank(item: pytest.Item, order: Mapping[_Process, int]) -> tuple[bool, int, list[int]]:
     """A test belongs to the last server it needs: what it measures on earlier ones is known."""
     stops = item.get_closest_marker(STOPS_SERVER) is not None
-    ranks = sorted(order[_process(server)] for server in _servers(item))
+    ranks = sorted(order[process] for process in _processes(item))
     return stops, ranks[-1] if ranks else 0, ranks
 
 
@@ -233,7 +243,8 @@ def skip_what_the_machine_lacks(item: pytest.Item, session: MoeperfSession) -> N
     if reason := next(filter(None, reasons), ""):
         pytest.skip(reason)
     attached = [server.engine for server in servers if is_attached(server.engine)]
-    if attached and item.get_closest_marker(OWN_SERVER) is not None:
+    own = item.get_closest_marker(OWN_SERVER) is not None or counts_experts(item)
+    if attached and own:
         pytest.skip(f"needs a server that is started here; --engine {attached[0]} is attached")
 
 
@@ -246,7 +257,7 @@ def _lacking(server: NamedServer, session: MoeperfSession) -> str:
     if is_attached(server.engine) or not hardware.gpus:
         return ""
     try:
-        architecture = session.run.model(server.spec.model).architecture
+        architecture = session.run.model(server.spec).architecture
     except MoeperfError:
         return ""  # The test itself fails with it.
     driver = engine_driver(parse_engine(server.engine).engine)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pytest_moeperf.records import Outcome
 from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
     from pytest_moeperf.records import CellResult, EngineInstall
 
-__all__ = ["Collected", "Contribution", "packed", "unpacked"]
+__all__ = ["Collected", "Contribution", "expected", "joined", "packed", "unpacked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,31 @@ class Collected:
         if spent != TimeSpent():
             self.spent += spent
             self.processes += 1
+
+
+def expected(cell: CellResult, reason: str) -> CellResult:
+    """The cell of a test that was marked as expected to fail, and did; `reason` is the marker's."""
+    verdicts = tuple(
+        replace(
+            verdict,
+            outcome=Outcome.EXPECTED,
+            reason=f"{verdict.reason}; expected{f': {reason}' if reason else ''}",
+        )
+        if verdict.outcome is Outcome.REGRESSED
+        else verdict
+        for verdict in cell.verdicts
+    )
+    return replace(cell, verdicts=verdicts)
+
+
+def joined(
+    kept: tuple[CellResult, ...], cell: CellResult
+) -> tuple[tuple[CellResult, ...], CellResult]:
+    """The other cells of a test, and this one with all that was said of it before."""
+    same = [each for each in kept if (each.cell, each.engine) == (cell.cell, cell.engine)]
+    said = tuple(verdict for each in same for verdict in each.verdicts)
+    others = tuple(each for each in kept if each not in same)
+    return others, replace(cell, verdicts=(*said, *cell.verdicts))
 
 
 def packed(contribution: Contribution) -> str:

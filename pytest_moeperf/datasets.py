@@ -32,6 +32,11 @@ class Data:
     conversations: Conversations = ()
     trace: Trace = ()
 
+    @property
+    def drawn_from(self) -> Conversations | Trace:
+        """Whichever of them there is."""
+        return self.conversations or self.trace
+
 
 def load_data(workload: Workload, *, tokenizer: Path | None = None) -> Data:
     """Read the file that `workload` names, if any; `tokenizer` as for `load_sharegpt`."""

@@ -4,6 +4,7 @@
 
     MoeperfError
     ├── UsageError              what was typed cannot be done (exit code 2; pytest's own 4)
+    │   └── UncountableError    this engine has no way to tell which experts its tokens take
     ├── InstallError            an engine environment or bundle could not be made
     ├── ModelError              a model directory is missing, broken or could not be written
     ├── StorageError            a file could not be read or written
@@ -28,6 +29,10 @@ class MoeperfError(Exception):
 
 class UsageError(MoeperfError):
     """A request that cannot be met as typed."""
+
+
+class UncountableError(UsageError):
+    """An engine that has no way to tell which experts its tokens take."""
 
 
 class InstallError(MoeperfError):

@@ -11,8 +11,9 @@ from pytest_moeperf.session import SESSION
 if TYPE_CHECKING:
     from pytest_moeperf.cell import Measure, Serve
     from pytest_moeperf.hardware import Hardware
+    from pytest_moeperf.routing import Experts
 
-__all__ = ["gpu", "measure", "serve"]
+__all__ = ["experts", "gpu", "measure", "serve"]
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,11 @@ def serve(request: pytest.FixtureRequest) -> Serve:
     from pytest_moeperf.cell import Serve  # noqa: PLC0415 - the judge, only for suites
 
     return Serve(request.node, request.config.stash[SESSION])
+
+
+@pytest.fixture
+def experts(request: pytest.FixtureRequest) -> Experts:
+    """Count which experts a workload's tokens take: `experts(moe, Burst(requests=…))`."""
+    from pytest_moeperf.routing import Experts  # noqa: PLC0415 - numpy, only for suites
+
+    return Experts(request.node, request.config.stash[SESSION])

@@ -29,11 +29,13 @@ def server_identity(spec: ServerSpec) -> str:
     Where its weights come from is the model's identity.
     """
     experts = ["ep"] if spec.expert_parallel else []
+    sizes = [f"{field}={value}" for field, value in spec.overrides]
     context = [f"context {spec.max_model_len}"] if spec.max_model_len is not None else []
     flags = [" ".join(spec.flags)] if spec.flags else []
     env = [f"{name}={_shown(name, value)}" for name, value in sorted(spec.env)]
+    counting = ["counting experts"] if spec.counts_experts else []
     parallel = f"tp{spec.tensor_parallel_size}"
-    return ", ".join([parallel, *experts, spec.dtype, *context, *flags, *env])
+    return ", ".join([parallel, *experts, spec.dtype, *sizes, *context, *flags, *env, *counting])
 
 
 def _shown(name: str, value: str) -> str:

@@ -28,7 +28,7 @@ from pytest_moeperf.telemetry import compute_pids
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_moeperf.engines import Engine
+    from pytest_moeperf.engines import CountingRoute, Engine
     from pytest_moeperf.features import Features
     from pytest_moeperf.hardware import Gpu, Hardware
     from pytest_moeperf.models import ModelDirectory
@@ -38,6 +38,7 @@ __all__ = ["start_server"]
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
+PROBE_PATH = Path(__file__).with_name("engine_probe")
 LOG_NAMES = itertools.count(1)
 
 Progress = Callable[[str, float], None]
@@ -70,7 +71,8 @@ def start_server(
         on_progress: Is called several times a second.
 
     Raises:
-        UsageError: A flag that this engine version lacks, or a port that is taken.
+        UsageError: A flag that this engine version lacks, a port that is taken, or experts that it
+            cannot count.
         ServerStartError: It ended, or was not ready in time; with the end of its log.
         StorageError: No log file can be written.
     """
@@ -79,6 +81,7 @@ def start_server(
     engine = engine_driver(spec.engine.engine)
     found = features(spec.engine.python, engine.name)
     engine.check_flags(spec, found.flags, label=spec.engine.label)
+    route = _counting_route(spec, engine, found, model, on_gpu=bool(gpus))
     chosen_port = _free_port() if port is None else _check_port(port)
     log_path = _new_log(log_dir, spec)
     uuids = tuple(gpu.uuid for gpu in gpus)
@@ -90,10 +93,10 @@ def start_server(
         scratch=Path(tempfile.mkdtemp(prefix="moeperf-")),
         core_ids=hardware.core_ids,
         gpu_ids=tuple(str(gpu.index) for gpu in gpus),
+        counting=route,
+        probe_path=PROBE_PATH,
     )
-    # Else CUDA counts the fastest GPU first, and the driver does not.
-    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if gpus else {}
-    env = engine.env(spec, launch, {**os.environ, **order})
+    env = engine.env(spec, launch, _inherited(on_gpu=bool(gpus)))
     command = [str(spec.engine.python), *engine.argv(spec, launch)]
     redactor = Redactor.of(env)
     start = _Start(
@@ -127,6 +130,7 @@ def start_server(
         command=start.command,
         startup_s=startup_s,
         facts=facts,
+        counting=route,
         environment=_environment(engine, env, facts, found) | _gpu_environment(hardware, gpus),
         gpu_ids=uuids,
         gpu_pids=compute_pids(uuids) if uuids else frozenset(),
@@ -185,6 +189,29 @@ class _Start:
             log_tail=self.log.tail(),
             log_path=str(self.log.path),
         )
+
+
+def _inherited(*, on_gpu: bool) -> dict[str, str]:
+    # Else CUDA counts the fastest GPU first, and the driver does not.
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if on_gpu else {}
+    return {**os.environ, **order}
+
+
+def _counting_route(
+    spec: ServerSpec, engine: Engine, found: Features, model: ModelDirectory, *, on_gpu: bool
+) -> CountingRoute | None:
+    """How the server will count experts; None where it is not to."""
+    if not spec.counts_experts or spec.engine is None:
+        return None
+    sizes = model.architecture
+    if not sizes.experts:
+        raise UsageError(f"{spec.label}: has no experts to count; choose a mixture of experts")
+    route = engine.counting_route(
+        spec, version=spec.engine.version, on_gpu=on_gpu, model_type=sizes.model_type
+    )
+    counting = replace(spec, flags=route.flags)
+    engine.check_flags(counting, found.flags, label=spec.engine.label)
+    return route
 
 
 def _environment(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-MEASURING_FIXTURES = frozenset({"measure", "serve"})
+COUNTING_FIXTURE = "experts"
+"""Its servers count; all others are timed."""
+TIMING_FIXTURES = frozenset({"measure", "serve"})
+MEASURING_FIXTURES = TIMING_FIXTURES | {COUNTING_FIXTURE}
 
 ACROSS_ENGINES = "across_engines"
 OWN_SERVER = "own_server"
@@ -23,6 +26,16 @@ def register(config: pytest.Config) -> None:
     """Add the markers to pytest's list, so that `--strict-markers` knows them."""
     for description in _DESCRIPTIONS:
         config.addinivalue_line("markers", description)
+
+
+def counts_experts(item: pytest.Item) -> bool:
+    """Whether the test has a server count which experts its tokens take."""
+    return COUNTING_FIXTURE in getattr(item, "fixturenames", ())
+
+
+def times(item: pytest.Item) -> bool:
+    """Whether the test uses a server that does not count."""
+    return not TIMING_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def measures(item: pytest.Item) -> bool:

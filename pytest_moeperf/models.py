@@ -18,7 +18,7 @@ from pytest_moeperf.errors import ModelError, StorageError, UsageError
 from pytest_moeperf.memory import Architecture, weight_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from importlib.resources.abc import Traversable
 
     from pytest_moeperf.records import Weights
@@ -31,6 +31,7 @@ __all__ = [
     "materialize",
     "materialize_entry",
     "open_directory",
+    "resized",
 ]
 
 _DATA: Final = resources.files("pytest_moeperf") / "catalogue"
@@ -221,6 +222,29 @@ def open_directory(path: Path) -> ModelDirectory:
         trained=not (path / _MANIFEST).exists()
         or _read_json(path / _MANIFEST).get("trained", False),
     )
+
+
+def resized(model: ModelDirectory, sizes: Sequence[tuple[str, int]]) -> ModelDirectory:
+    """The model with other values for fields of its config, which an engine makes weights up for.
+
+    Raises UsageError for a field that its config has not got, ModelError for an impossible value.
+    """
+    if not sizes:
+        return model
+    config = _read_json(model.path / "config.json")
+    # Prompts are drawn from the vocabulary that the tokenizer has.
+    numbers = sorted(
+        name
+        for name, value in config.items()
+        if type(value) is int and not name.endswith("_id") and name != "vocab_size"
+    )
+    if unknown := [name for name, _ in sizes if name not in numbers]:
+        raise UsageError(
+            f"no size {unknown[0]!r} in the config.json of {model.name}: give one of "
+            f"{', '.join(numbers)}"
+        )
+    architecture = Architecture.from_config({**config, **dict(sizes)})
+    return replace(model, architecture=architecture, dummy=True, trained=False)
 
 
 def _read_config(file: Path) -> tuple[Architecture, int]:

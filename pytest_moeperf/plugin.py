@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_moeperf import collection, hookspec, markers, options
-from pytest_moeperf.fixtures import gpu, measure, serve
+from pytest_moeperf.fixtures import experts, gpu, measure, serve
 from pytest_moeperf.session import SESSION, MoeperfSession
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["gpu", "measure", "serve"]
+__all__ = ["experts", "gpu", "measure", "serve"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

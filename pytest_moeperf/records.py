@@ -82,8 +82,14 @@ class ServerSpec:
     engine: EngineInstall | None = None
     expert_parallel: bool = False
     """Whether each GPU holds whole experts of a mixture of experts, not a slice of every one."""
+    overrides: tuple[tuple[str, int], ...] = ()
+    """Fields of the model's `config.json` and other values for them, to measure another size of the
+    same architecture; the engine then makes up the weights."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: the engine makes up the weights, and the model directory needs none."""
+    counts_experts: bool = False
+    """Whether it tells which experts its tokens took. That costs time, so it is a server of its
+    own: what is timed is the same spec without."""
 
     def on(self, engine: EngineInstall) -> ServerSpec:
         """The same server, run by `engine`."""
@@ -95,7 +101,9 @@ class ServerSpec:
         name = Path(self.model).name if "/" in self.model else self.model
         parallel = f" tp{self.tensor_parallel_size}" if self.tensor_parallel_size > 1 else ""
         experts = " ep" if self.expert_parallel else ""
-        return f"{name}{parallel}{experts}"
+        sizes = "".join(f" {field}={value}" for field, value in self.overrides)
+        counting = " counting" if self.counts_experts else ""
+        return f"{name}{parallel}{experts}{sizes}{counting}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +254,8 @@ class Outcome(enum.StrEnum):
     RECORDED = "RECORDED"
     """`--baseline record`: stored, not judged."""
     EXPECTED = "EXPECTED"
-    """REGRESSED by no more than a known regression that is on file."""
+    """REGRESSED by no more than a known regression that is on file, or in a test that is marked as
+    expected to fail."""
     UNEXPECTED_PASS = "UNEXPECTED_PASS"  # noqa: S105 - a verdict
     """Good, although a known regression is on file: the entry must go."""
 
@@ -263,6 +272,9 @@ class Verdict:
     measured: float | None = None
     spread: float | None = None
     """Half the range of the repeats, in the metric's unit; None with one repeat."""
+    certain: tuple[float, float] | None = None
+    """95 % confidence interval of `measured`, in its unit; None where no requests were resampled
+    for it."""
     values: tuple[float, ...] = ()
     """What was held against fixed bounds, a value a repeat, such as ratios of two cells; of a
     verdict by baseline or A/B the starts have them."""
@@ -305,7 +317,7 @@ class RoutingRecord:
     """
 
     route: str
-    """How the engine told it; one word, such as `responses`."""
+    """How the engine told it, in plain words."""
     layers: tuple[int, ...]
     """Which layer of the model each row is; only layers with experts."""
     experts: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.baseline import Baseline
     from pytest_moeperf.judge import Prior
+    from pytest_moeperf.records import RoutingRecord
     from pytest_moeperf.store import BaselineWriter, Change
 
 __all__ = ["Reference", "References"]
@@ -119,9 +120,27 @@ class References:
                 gates=gates,
                 tool=self._tool_version,
                 engine=engine_provenance(spec),
+                routing=_prompts_alone(cell.routing),
             )
         )
         return verdicts
+
+    def judge_routing(
+        self, cell: CellResult, spec: ServerSpec, *, recording: bool
+    ) -> tuple[Verdict, RoutingRecord | None]:
+        """Hold a cell's counts against the stored ones, which are returned too; or record them.
+
+        What contradicts a stored baseline is never added to it.
+        """
+        from pytest_moeperf.judge.routing import as_stored  # noqa: PLC0415 - numpy, only for counts
+        from pytest_moeperf.store import load  # noqa: PLC0415 - jsonschema
+
+        stored = load(self.path(cell), cell=cell.cell)
+        verdict = as_stored(cell, stored, recording=recording)
+        if verdict.outcome in {Outcome.RECORDED, Outcome.INCOMPARABLE} and recording:
+            # The writer refuses what is not comparable, and says what to do.
+            self.record(cell, spec, ())
+        return verdict, None if stored is None else stored.routing
 
     def flush(self) -> tuple[Change, ...]:
         """Write what was recorded: all files or none."""
@@ -164,6 +183,11 @@ def _readable(folder: Path) -> list[Baseline]:
         if baseline is not None:
             found.append(baseline)
     return found
+
+
+def _prompts_alone(routing: RoutingRecord | None) -> RoutingRecord | None:
+    """Without decode, which a single near-tie may lead elsewhere."""
+    return None if routing is None else replace(routing, decode_tokens=0, decode=None)
 
 
 def _fingerprint(cell: CellResult) -> Fingerprint:

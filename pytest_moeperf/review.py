@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_moeperf.baseline import expiry, level, start_levels
 from pytest_moeperf.compat import differences
 from pytest_moeperf.metrics import quantity
+from pytest_moeperf.records import Outcome
 from pytest_moeperf.waiver import Waiver, latest_expiry
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Rule(enum.StrEnum):
     """Fewer starts than before, and than a reference needs."""
     EXTENDED = "extended"
     """An expiry is later without new figures, or a known regression may be larger."""
+    REROUTED = "rerouted"
+    """The same prompts and weights take other experts."""
     ANCHOR = "anchor"
     """The fixed reference is gone, or worse by more than half of the tolerance."""
 
@@ -184,6 +187,7 @@ def lowerings(old: Baseline | None, new: Baseline | None, *, today: str) -> tupl
         *_of_expiry(old, new),
         *_of_known(old, new, today),
         *_of_anchor(old, new),
+        *_of_routing(old, new),
     ]
     return tuple(Lowering(place, metric, rule, message) for metric, rule, message in found)
 
@@ -296,6 +300,21 @@ def _of_anchor(old: Baseline, new: Baseline) -> Iterator[_Found]:
             old.anchor.starts, new.anchor.starts, metric, gate, Rule.ANCHOR
         ):
             yield name, rule, f"the anchor's {message}"
+
+
+def _of_routing(old: Baseline, new: Baseline) -> Iterator[_Found]:
+    if old.routing is None:
+        return
+    if new.routing is None:
+        yield None, Rule.UNGATED, "the experts of its prompts are judged no more"
+        return
+    if old.routing == new.routing:
+        return
+    from pytest_moeperf.judge.routing import shift  # noqa: PLC0415 - numpy, only for counts
+
+    verdict = shift(new.routing, old.routing)
+    if verdict.outcome is not Outcome.PASS:
+        yield None, Rule.REROUTED, verdict.reason
 
 
 def unexcused(

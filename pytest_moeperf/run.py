@@ -94,10 +94,10 @@ class Run:
         self._told = announce
         self._stage = ""
         self._engines: dict[str, EngineInstall] = {}
-        self._models: dict[str, ModelDirectory] = {}
+        self._models: dict[tuple[str, tuple[tuple[str, int], ...]], ModelDirectory] = {}
         self._measured: dict[_Key, MeasuredCell] = {}
         self._failed: dict[ServerSpec, MoeperfError] = {}
-        self._timeline = Timeline(time.monotonic)
+        self.timeline = Timeline(time.monotonic)
         self._lives: dict[str, RunningServer] = {}
         """Every server that was started, by start, those that ended as well."""
 
@@ -152,18 +152,20 @@ class Run:
             )
         return self._engines[text]
 
-    def model(self, name: str) -> ModelDirectory:
+    def model(self, spec: ServerSpec) -> ModelDirectory:
         """The model's directory, written first where it is a small one of the catalogue."""
-        if name not in self._models:
-            from pytest_moeperf.models import materialize  # noqa: PLC0415 - only where needed
+        key = spec.model, spec.overrides
+        if key not in self._models:
+            from pytest_moeperf.models import materialize, resized  # noqa: PLC0415 - where needed
 
-            self.announce(f"model {name}", "")
-            self._models[name] = materialize(name, weights=self.settings.weights)
-        return self._models[name]
+            self.announce(f"model {spec.model}", "")
+            model = materialize(spec.model, weights=self.settings.weights)
+            self._models[key] = resized(model, spec.overrides)
+        return self._models[key]
 
     def resolved(self, spec: ServerSpec, engine: str) -> ServerSpec:
         """The spec with its engine found, and with what its model has for weights."""
-        load_format = "dummy" if self.model(spec.model).dummy else spec.load_format
+        load_format = "dummy" if self.model(spec).dummy else spec.load_format
         return replace(spec, engine=self.engine(engine), load_format=load_format)
 
     def serve(self, spec: ServerSpec) -> RunningServer:
@@ -171,11 +173,11 @@ class Run:
         if spec in self._failed:
             raise self._failed[spec]
         try:
-            server = self.pool.acquire(spec, self.model(spec.model))
+            server = self.pool.acquire(spec, self.model(spec))
         except MoeperfError as error:
             self._failed[spec] = error
             if isinstance(error, ServerError):
-                self._timeline.seconds["starting"] += error.elapsed_s or 0.0
+                self.timeline.seconds["starting"] += error.elapsed_s or 0.0
             raise
         if server.process is not None:
             self._lives[server.start_id] = server
@@ -309,21 +311,19 @@ class Run:
 
     def told(self, spec: ServerSpec) -> CellResult:
         """A cell without samples, for figures that the server itself tells."""
-        server = self.serve(spec)
-        return self._cell(spec, server, AS_STARTED, identity=AS_STARTED)
+        return self._cell(spec, self.serve(spec), AS_STARTED, identity=AS_STARTED)
 
     def _begin(self, spec: ServerSpec, workload: Workload, slo: SLO | None) -> CellMeasurement:
         rules = replace(self.settings.rules, slo=slo)
-        server, model = self.serve(spec), self.model(spec.model)
+        server, model = self.serve(spec), self.model(spec)
         data = load_data(workload, tokenizer=model.path / "tokenizer.json")
         return CellMeasurement(
             *(server, model, workload, rules, self.announce, self.patience, data),
-            timeline=self._timeline,
+            timeline=self.timeline,
         )
 
     def _result(self, spec: ServerSpec, cell: CellMeasurement) -> CellResult:
-        drawn_from = cell.data.conversations or cell.data.trace
-        identity = workload_identity(cell.workload.slug, cell.rules.slo, drawn_from)
+        identity = workload_identity(cell.workload.slug, cell.rules.slo, cell.data.drawn_from)
         return replace(
             self._cell(
                 *(spec, cell.server, cell.workload.slug),
@@ -360,7 +360,7 @@ class Run:
             warmup=tuple(warmup),
         )
         return CellResult(
-            cell=cell_name(self.model(spec.model).name, spec, slug),
+            cell=cell_name(self.model(spec).name, spec, slug),
             test="",
             server=spec.label,
             engine=install.label,
@@ -379,7 +379,7 @@ class Run:
         return environment
 
     def _fingerprint(self, spec: ServerSpec, install: EngineInstall, workload: str) -> Fingerprint:
-        model = self.model(spec.model)
+        model = self.model(spec)
         return fingerprint(
             self.hardware,
             install,
@@ -392,7 +392,7 @@ class Run:
     @property
     def time_spent(self) -> TimeSpent:
         """Where the time went so far; what ends a server counts once it has ended."""
-        return self._timeline.spent(server.life for server in self._lives.values())
+        return self.timeline.spent(server.life for server in self._lives.values())
 
     def close(self) -> None:
         """End every server and let go of the machine."""

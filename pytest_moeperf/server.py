@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from pytest_moeperf.engines import Engine
+    from pytest_moeperf.engines import CountingRoute, Engine
     from pytest_moeperf.process import GuardedProcess
     from pytest_moeperf.records import EngineInstall, RepeatRecord, ServerSpec
 
@@ -103,6 +103,8 @@ class RunningServer:
     startup_s: float | None = None
     """From the start of the process until it was ready; None for an attached server."""
     facts: EngineFacts = field(default_factory=EngineFacts)
+    counting: CountingRoute | None = None
+    """How it counts experts; None where it does not."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What may explain a difference to another start."""
     gpu_ids: tuple[str, ...] = ()
@@ -276,11 +278,17 @@ def attach_server(spec: ServerSpec, install: EngineInstall, *, model: str) -> Ru
         model: Name that the server must serve.
 
     Raises:
-        UsageError: Nothing answers there, it is no such server, or it serves another model.
+        UsageError: Nothing answers there, it is no such server, it serves another model, or experts
+            are to be counted.
     """
     engine = engine_driver(install.engine)
     url = install.url or ""
     typed = f"--engine {install.engine}={url}"
+    if spec.counts_experts:
+        raise UsageError(
+            f"{typed}: a server that was started elsewhere cannot be made to count experts; use an "
+            f"installed engine, as in --engine {install.engine}"
+        )
     api_key = os.environ.get(API_KEY_VARIABLE)
     endpoint = Endpoint(url, api_key)
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_moeperf.contribution import Collected, Contribution, packed, unpacked
+from pytest_moeperf.contribution import Collected, Contribution, expected, joined, packed, unpacked
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.markers import measures
 from pytest_moeperf.options import Options
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+    from pytest_moeperf.counting import CountedCell, Counter
     from pytest_moeperf.hardware import Hardware
-    from pytest_moeperf.records import ServerSpec
+    from pytest_moeperf.records import RoutingRecord, ServerSpec
     from pytest_moeperf.references import References
     from pytest_moeperf.report.model import SessionReport
     from pytest_moeperf.run import MeasuredCell, Run
@@ -106,6 +107,13 @@ class MoeperfSession:
         from pytest_moeperf.references import References  # noqa: PLC0415 - keeps the start fast
 
         return References(self.options.baseline_dir, tool_version=_tool_version())
+
+    @cached_property
+    def counter(self) -> Counter:
+        """What counts experts."""
+        from pytest_moeperf.counting import Counter  # noqa: PLC0415 - numpy, where it is needed
+
+        return Counter(self.run)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -202,17 +210,27 @@ class MoeperfSession:
             result = self.sampler.judge(cell, _suite(item), metrics)
         return self._keep(item, result)
 
+    def judge_routing(
+        self, item: pytest.Item, counted: CountedCell
+    ) -> tuple[Verdict, RoutingRecord | None]:
+        """Hold counts against the stored ones, which are returned too; or record them."""
+        cell = replace(counted.result, cell=f"{_suite(item)}/{counted.result.cell}")
+        recording = self.options.baseline == "record"
+        return self.references.judge_routing(cell, counted.spec, recording=recording)
+
     def add(self, item: pytest.Item, cell: CellResult, *verdicts: Verdict) -> CellResult:
-        """Keep a cell with these verdicts for the reports."""
+        """Keep a cell with these verdicts for the reports; counts are kept once a test."""
         name = f"{_suite(item)}/{cell.cell}"
         return self._keep(item, replace(cell, cell=name, verdicts=verdicts))
 
     def _keep(self, item: pytest.Item, cell: CellResult) -> CellResult:
-        result = replace(cell, test=item.nodeid)
+        result, kept = replace(cell, test=item.nodeid), item.stash.get(CELLS, ())
+        item.user_properties.extend(properties(result))
+        if cell.routing is not None:
+            kept, result = joined(kept, result)
         if any(verdict.outcome not in GOOD for verdict in result.verdicts):
             result = replace(result, next_steps=tuple(self._next_steps(item, result)))
-        item.stash[CELLS] = (*item.stash.get(CELLS, ()), result)
-        item.user_properties.extend(properties(result))
+        item.stash[CELLS] = (*kept, result)
         return result
 
     def _next_steps(self, item: pytest.Item, result: CellResult) -> list[str]:
@@ -228,7 +246,13 @@ class MoeperfSession:
             for verdict in result.verdicts
         )
         if by_baseline and result.fingerprint is not None:
-            if self.options.against is None and (old := self.references.old_engine(result)):
+            old = self.references.old_engine(result)
+            if old is not None and result.routing is not None:
+                steps.append(
+                    f"{shlex.join(['pytest', item.nodeid, '--engine', old])}   "
+                    "(is it the engine or the weights?)"
+                )
+            elif old is not None and self.options.against is None:
                 steps.append(f"{again} --against {old}   (is it the engine or the machine?)")
             path = self.references.path(result)
             if path.exists():
@@ -244,6 +268,8 @@ class MoeperfSession:
     def attach_cells(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Let a report carry the test's cells, or why there are none, to where reports are made."""
         cells = item.stash.get(CELLS, ()) if report.when == "call" else ()
+        if report.skipped and hasattr(report, "wasxfail"):
+            cells = tuple(expected(cell, report.wasxfail) for cell in cells)
         unmeasured = report.failed and not cells and measures(item)
         if not cells and not unmeasured:
             return
@@ -345,6 +371,7 @@ class MoeperfSession:
                 self._report(),
                 width=self.config.get_terminal_writer().fullwidth,
                 color=reporter.hasmarkup,
+                maps=self.config.option.verbose > 0,
             )
             reporter.write(text)
         for note in self.collected.notes:

@@ -1,15 +1,30 @@
 """The servers and the load that the suites measure, by class of hardware."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from pytest_moeperf import Burst, ClosedLoop, OpenLoop, ServerSpec
+from pytest_moeperf import Burst, ClosedLoop, OpenLoop, ServerSpec, ShareGPT
 
 MIXTRAL = ServerSpec("mixtral-8x7b", max_model_len=4096)
 LLAMA = ServerSpec("llama-3.1-8b", max_model_len=4096)
 MIXTRAL_TP2, LLAMA_TP2 = (replace(spec, tensor_parallel_size=2) for spec in (MIXTRAL, LLAMA))
 MIXTRAL_EP2 = replace(MIXTRAL_TP2, expert_parallel=True)
+QWEN_EP2 = ServerSpec(
+    "qwen3-30b-a3b", max_model_len=4096, tensor_parallel_size=2, expert_parallel=True
+)
+MIXTRAL_EP4 = replace(MIXTRAL, tensor_parallel_size=4, expert_parallel=True)
+ROUTING = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"
+"""Makes vLLM draw experts in place of its router; other engines know no such thing."""
+FEW_LAYERS = replace(MIXTRAL, overrides=(("num_hidden_layers", 4),))
+"""So that one GPU has room for many experts."""
+TRAINED, COLLAPSED = ServerSpec("tiny-moe-balanced"), ServerSpec("tiny-moe-collapsed")
+
+
+def sized(spec, field, size):
+    return replace(spec, overrides=(*spec.overrides, (field, size)))
+
 
 ON_GPUS = {
     "model": (MIXTRAL, LLAMA, MIXTRAL_TP2, LLAMA_TP2, MIXTRAL_EP2),
@@ -18,6 +33,18 @@ ON_GPUS = {
     "dense": LLAMA,
     "moe_tp2": MIXTRAL_TP2,
     "dense_tp2": LLAMA_TP2,
+    "moe_ep2": MIXTRAL_EP2,
+    "trained": (TRAINED, MIXTRAL),
+    "specialised": TRAINED,
+    "collapsed": COLLAPSED,
+    "balancing": replace(QWEN_EP2, flags=("--enable-eplb",)),
+    "unbalancing": QWEN_EP2,
+    "skewed": replace(MIXTRAL_EP4, env=((ROUTING, "normal_routing"),)),
+    "unskewed": replace(MIXTRAL_EP4, env=((ROUTING, "uniform_random"),)),
+    "one_expert": sized(MIXTRAL, "num_experts_per_tok", 1),
+    "eight_experts": FEW_LAYERS,
+    "more_experts": tuple(sized(FEW_LAYERS, "num_local_experts", n) for n in (16, 32)),
+    "narrower": tuple(sized(FEW_LAYERS, "intermediate_size", n) for n in (3584, 7168)),
 }
 ON_CPU = {
     "model": ServerSpec("mini-moe"),
@@ -26,9 +53,22 @@ ON_CPU = {
     "dense": ServerSpec("mini-dense"),
     "moe_tp2": None,
     "dense_tp2": None,
+    "moe_ep2": None,
+    "trained": TRAINED,
+    "specialised": TRAINED,
+    "collapsed": COLLAPSED,
+    "balancing": None,
+    "unbalancing": None,
+    "skewed": None,
+    "unskewed": None,
+    "one_expert": None,
+    "eight_experts": None,
+    "more_experts": None,
+    "narrower": None,
 }
 """`model` is each that there is, `mixture` each with experts; a single name is for comparisons.
-`dense` has the size that one token of `moe` activates, or nearly."""
+`dense` has the size that one token of `moe` activates, or nearly. `specialised` has learned three
+kinds of text alone, so that its experts are those of a kind; Mixtral's are not."""
 
 
 def pytest_moeperf_servers(hardware):
@@ -82,4 +122,14 @@ def ladder(gpu):
     return {
         batch: ClosedLoop(concurrency=batch, isl=32, osl=32, requests=requests[batch])
         for batch in batches
+    }
+
+
+@pytest.fixture(scope="session")
+def domains():
+    """Prompts of three kinds that no model was trained on, by kind, to count experts with."""
+    folder = Path(__file__).parent / "moe" / "prompts"
+    return {
+        kind: Burst(requests=64, isl=128, osl=4, prompts=ShareGPT(str(folder / f"{kind}.json")))
+        for kind in ("arithmetic", "code", "prose")
     }

@@ -109,6 +109,25 @@ def make_gpu_start(make_start):
 
 
 @pytest.fixture
+def make_routing():
+    """Builds counts of prompts, top 1, from rows of counts."""
+
+    def make(*rows):
+        return RoutingRecord(
+            route="responses",
+            layers=tuple(range(len(rows))),
+            experts=len(rows[0]),
+            top_k=1,
+            prefill_tokens=sum(rows[0]),
+            decode_tokens=0,
+            prefill=tuple(map(tuple, rows)),
+            decode=None,
+        )
+
+    return make
+
+
+@pytest.fixture
 def make_recording(fingerprint, make_start):
     """Builds a recording of one cell; arguments replace its fields."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-import pytest_moeperf
+import pytest_moeperf.balance
 
 PACKAGE = Path(pytest_moeperf.__file__).parent
 ROOT = PACKAGE.parent
@@ -27,15 +27,18 @@ LAYERS = {
         "options",
         "plugin",
         "progress",
+        "routing",
         "session",
     },
     "reports": {"report"},
     "effects": {
         "cache",
         "client",
+        "counting",
         "datasets",
         "driver",
         "endpoint",
+        "expertcount",
         "features",
         "files",
         "gpu",
@@ -54,6 +57,7 @@ LAYERS = {
         "references",
         "refresh",
         "revision",
+        "routecheck",
         "run",
         "sampling",
         "selftest",
@@ -106,6 +110,9 @@ LAYERS = {
 
 TESTING = "testing"
 """Stands beside the layers: fakes know the words and nothing else of the package."""
+
+PROBE = "engine_probe"
+"""Belongs to no layer: it is imported by engines, and by nothing here."""
 
 PURE = ("reports", "engines", "logic", "words")
 """No clock, no files, no processes, no network, no pytest; to reckon with days is no clock."""
@@ -250,13 +257,13 @@ def in_layers(*names):
 
 
 def test_every_module_has_a_layer():
-    homeless = [name for name in MODULES if layer(name) is None and top(name) != TESTING]
-    assert homeless == []
+    homeless = [name for name in MODULES if layer(name) is None]
+    assert {top(name) for name in homeless} == {TESTING, PROBE}
     listed = {name for tops in LAYERS.values() for name in tops}
-    assert listed == {top(name) for name in MODULES} - {TESTING}
+    assert listed == {top(name) for name in MODULES} - {TESTING, PROBE}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if top(name) != TESTING])
+@pytest.mark.parametrize("module", [name for name in MODULES if layer(name) is not None])
 def test_imports_go_down(module):
     order = list(LAYERS)
     upwards = [
@@ -287,6 +294,29 @@ def test_the_fakes_know_the_words_alone():
         if each.ours and top(each.name) not in known
     }
     assert others == set()
+
+
+def test_the_probe_is_an_island():
+    users = {
+        name
+        for name in MODULES
+        for each in imports(name)
+        if top(name) != PROBE and (top(each.name) in {PROBE, "moeperf_probe"})
+    }
+    assert users == set()
+    needed = {each for name in MODULES if top(name) == PROBE for each in imports(name)}
+    assert not any(each.ours for each in needed)
+    outside = {top(each.name) for each in needed} - sys.stdlib_module_names - {"__future__"}
+    assert outside == {"numpy", "sglang", "torch", "transformers", "vllm"}
+
+
+def test_the_probe_loads_no_engine_by_itself():
+    probe = PACKAGE / PROBE
+    statement = (
+        f"sys.path.insert(0, {str(probe)!r})\nimport moeperf_probe.forward, "
+        "moeperf_probe.sglang, moeperf_probe.vllm"
+    )
+    assert loaded_by(statement) == set()
 
 
 def test_there_is_no_cycle_not_even_of_types():
@@ -347,7 +377,13 @@ def test_pure_layers_touch_no_file_and_no_global_random_numbers(module):
 
 
 def test_no_engine_is_imported():
-    users = {(name, top) for name in MODULES for top, _ in foreign(name) if top in ENGINE_STACK}
+    users = {
+        (name, each)
+        for name in MODULES
+        if top(name) != PROBE
+        for each, _ in foreign(name)
+        if each in ENGINE_STACK
+    }
     assert users == set()
 
 
@@ -380,6 +416,7 @@ def test_suites_use_public_names_alone(path):
         elif isinstance(node, ast.ImportFrom):
             used |= {f"{node.module}.{alias.name}" for alias in node.names}
     public = {f"pytest_moeperf.{name}" for name in pytest_moeperf.__all__}
+    public |= {f"pytest_moeperf.balance.{name}" for name in pytest_moeperf.balance.__all__}
     assert {name for name in used if top(name) == "pytest_moeperf"} <= public
     assert {top(name) for name in used} <= {"pytest", "pytest_moeperf"} | sys.stdlib_module_names
 

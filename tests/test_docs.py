@@ -520,5 +520,5 @@ def test_examples_of_writing_suites_run(pytester, monkeypatch):
         *("-p", "no:cacheprovider", "-rs"),
         timeout=120,
     )
-    result.assert_outcomes(passed=18, skipped=2)
+    result.assert_outcomes(passed=22, skipped=2)
     result.stdout.fnmatch_lines(["SKIPPED*no server 'moe_tp2' on cpu"])

@@ -25,6 +25,8 @@ from pytest_moeperf.balance.ranks import (
     replicated_placement,
     round_robin_placement,
 )
+from pytest_moeperf.balance.reference import OtherChoice, RouteCheck
+from pytest_moeperf.balance.requests import RoutedRequest, RoutingCounts
 
 __all__ = [
     "ALERT",
@@ -33,6 +35,10 @@ __all__ = [
     "ExpertCounts",
     "ExpertPlacement",
     "Interval",
+    "OtherChoice",
+    "RouteCheck",
+    "RoutedRequest",
+    "RoutingCounts",
     "agreement",
     "balancedness",
     "cluster_interval",

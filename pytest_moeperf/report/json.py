@@ -26,7 +26,7 @@ from pytest_moeperf.report.model import SessionReport
 from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["SCHEMA_VERSION", "from_json", "public_url", "to_json", "verdict_document"]
 
@@ -111,6 +111,7 @@ def _cell(cell: CellResult) -> dict[str, Any]:
 def verdict_document(verdict: Verdict) -> dict[str, Any]:
     """All fields, as the schema has them."""
     return {
+        "certain": None if verdict.certain is None else [rounded(x) for x in verdict.certain],
         "change": rounded(verdict.change),
         "direction": verdict.direction,
         "effect": rounded(verdict.effect),
@@ -204,17 +205,22 @@ def _read_cell(document: Mapping[str, Any]) -> CellResult:
 
 
 def _read_verdict(document: Mapping[str, Any]) -> Verdict:
-    low, high = document.get("interval") or (None, None)
     return Verdict(
         **{
             **document,
             "outcome": Outcome(document["outcome"]),
-            "interval": None if low is None or high is None else (low, high),
+            "certain": _pair(document.get("certain")),
+            "interval": _pair(document.get("interval")),
             "notes": tuple(document["notes"]),
             "values": _known(document.get("values", ())),
             "stored": tuple(map(_known, document.get("stored", ()))),
         }
     )
+
+
+def _pair(ends: Sequence[float | None] | None) -> tuple[float, float] | None:
+    low, high = ends or (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _known(values: Iterable[float | None]) -> tuple[float, ...]:

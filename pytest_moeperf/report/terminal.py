@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from pytest_moeperf.report.verdict import bounds, evidence, measured, percent
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from pytest_moeperf.records import CellResult, Verdict
+    from pytest_moeperf.records import CellResult, RoutingRecord, Verdict
     from pytest_moeperf.report.heatmap import Line
     from pytest_moeperf.report.model import SessionReport
 
@@ -44,12 +45,15 @@ INDENT = 2
 Row = tuple[str, ...]
 
 
-def render(report: SessionReport, *, width: int, color: bool) -> str:
-    """One table a suite, the line that sums up and one on the time; ANSI codes only if `color`."""
+def render(report: SessionReport, *, width: int, color: bool, maps: bool = False) -> str:
+    """One table a suite, the line that sums up and one on the time; ANSI codes only if `color`.
+
+    With `maps`, cells whose experts were counted have their heat maps.
+    """
     text = io.StringIO()
     console = _console(text, width=width, color=color)
     for suite, cells in report.suites.items():
-        _print_suite(console, suite, cells, width=width)
+        _print_suite(console, suite, cells, width=width, maps=maps)
     counts = [
         Text(f"{count} {outcome}", style=_style(outcome))
         for outcome, count in report.outcomes.items()
@@ -85,9 +89,11 @@ def _unpadded(text: io.StringIO) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
-def _print_suite(console: Console, suite: str, cells: Sequence[CellResult], *, width: int) -> None:
+def _print_suite(
+    console: Console, suite: str, cells: Sequence[CellResult], *, width: int, maps: bool
+) -> None:
     """The columns are as wide as the suite needs; a cell's name has a line of its own."""
-    cells = [cell for cell in cells if cell.verdicts]
+    cells = [cell for cell in cells if cell.verdicts or cell.routing is not None]
     rows = [_row(verdict) for cell in cells for verdict in cell.verdicts]
     widths = [max(len(row[column]) for row in (HEADINGS, *rows)) for column in range(len(HEADINGS))]
     others = INDENT + sum(widths[1:]) + GAP * (len(widths) - 1)
@@ -96,17 +102,38 @@ def _print_suite(console: Console, suite: str, cells: Sequence[CellResult], *, w
     console.width = max(width, widths[0] + others)
     console.print(Text(suite, style="bold"))
     console.print(_table([(HEADINGS, "dim")], widths))
-    heading = ""
-    for cell in cells:
-        if f"{cell.label} on {cell.engine}" != heading:
-            heading = f"{cell.label} on {cell.engine}"
-            console.print(Text(heading, style="italic"))
-        for verdict in cell.verdicts:
-            console.print(_table([(_row(verdict), _style(verdict.outcome))], widths))
-            for line in _below(verdict, cell.against):
-                # Not wrapped: it stands below its row as one line, however narrow the window.
-                console.print(Text(f"{' ' * 2 * INDENT}{line}", style="dim"), soft_wrap=True)
+    shown: set[str] = set()
+    for heading, group in itertools.groupby(cells, key=_heading):
+        together = list(group)
+        if heading in shown and not any(cell.verdicts for cell in together):
+            continue
+        console.print(Text(heading, style="italic"))
+        for cell in together:
+            for verdict in cell.verdicts:
+                console.print(_table([(_row(verdict), _style(verdict.outcome))], widths))
+                for line in _below(verdict, cell.against):
+                    # Not wrapped: it stands below its row as one line, however narrow the window.
+                    console.print(Text(f"{' ' * 2 * INDENT}{line}", style="dim"), soft_wrap=True)
+        if (routing := together[0].routing) is not None and heading not in shown:
+            shown.add(heading)
+            _print_routing(console, routing, width=width, maps=maps)
     console.print()
+
+
+def _heading(cell: CellResult) -> str:
+    return f"{cell.label} on {cell.engine}"
+
+
+def _print_routing(console: Console, routing: RoutingRecord, *, width: int, maps: bool) -> None:
+    """One line, or with `maps` the whole picture."""
+    from pytest_moeperf.report import heatmap  # noqa: PLC0415 - numpy, only for counts
+
+    indent = " " * 2 * INDENT
+    if not maps:
+        console.print(Text(f"{indent}{heatmap.summary(routing)}", style="dim"), soft_wrap=True)
+        return
+    for line in heatmap.of_record(routing, width=width - len(indent)):
+        console.print(Text.assemble(indent, *line), soft_wrap=True)
 
 
 def _table(rows: Sequence[tuple[Row, str]], widths: Sequence[int]) -> Table:

@@ -114,12 +114,13 @@ def one_line(result: CellResult) -> str:
     return f"{result.label}: {', '.join(verdict.outcome for verdict in result.verdicts)}"
 
 
-def failure(result: CellResult) -> str:
-    """The whole story of a failed cell, one verdict a paragraph, then what to type next."""
+def failure(result: CellResult, *, shown: Sequence[str] = ()) -> str:
+    """The whole story of a failed cell: a paragraph a verdict, what is shown, what to type next."""
     lines = [f"{result.label} on {result.engine}"]
     for verdict in result.verdicts:
         lines.extend(_paragraph(verdict, result.against))
     lines.extend(_discarded(result.discarded))
+    lines.extend(f"  {line}".rstrip() for line in shown)
     lines.extend(f"  next: {step}" for step in result.next_steps)
     return "\n".join(lines)
 

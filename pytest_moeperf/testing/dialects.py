@@ -37,6 +37,8 @@ class Dialect:
     reset_path: str
     token_ids: bool
     """Whether it knows `return_token_ids`."""
+    native_path: str | None = None
+    """Where requests in the engine's own form go."""
     metrics: Callable[[Counts, str, int, int], str]
     """Exposition of counts, model, KV tokens and tokens of a KV block."""
     choice: Mapping[str, Any] = field(default_factory=dict)
@@ -119,6 +121,7 @@ DIALECTS = {
         version_path="/server_info",
         reset_path="/flush_cache",
         token_ids=False,
+        native_path="/generate",
         metrics=_sglang_metrics,
         choice={"matched_stop": None},
         usage={"prompt_tokens_details": None, "reasoning_tokens": 0},

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_moeperf.testing.dialects import Dialect
 
 __all__ = ["Generation"]
@@ -45,16 +47,33 @@ class Generation:
         usage = self._event([], self._usage(self.output_tokens)) if self.usage else b""
         return usage + b"data: [DONE]\n\n"
 
-    def whole(self) -> dict[str, Any]:
-        """The answer to a request that does not stream."""
+    def whole(self, of_choice: Mapping[str, Any], of_answer: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request that does not stream, with further fields."""
         choice = {"index": 0, "text": " a" * self.output_tokens, "finish_reason": "length"}
+        if self.token_ids:
+            choice |= {"token_ids": self._output_ids}
         return {
             "id": f"cmpl-{self.number}",
             "object": "text_completion",
             "model": self.model,
-            "choices": [choice],
+            "choices": [choice | dict(of_choice)],
             "usage": self._usage(self.output_tokens),
+            **of_answer,
         }
+
+    def native(self, of_meta: Mapping[str, Any]) -> dict[str, Any]:
+        """SGLang's own answer."""
+        counts = self._usage(self.output_tokens)
+        meta = {name: counts[name] for name in ("prompt_tokens", "completion_tokens")}
+        return {
+            "text": " a" * self.output_tokens,
+            "output_ids": self._output_ids,
+            "meta_info": {"id": f"{self.number:032x}", **meta, **of_meta},
+        }
+
+    @property
+    def _output_ids(self) -> list[int]:
+        return list(range(self.output_tokens))
 
     def _usage(self, output_tokens: int) -> dict[str, Any]:
         return {

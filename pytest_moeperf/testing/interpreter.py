@@ -45,12 +45,16 @@ ENGINE_FLAGS = (
     "--stream-interval",
     "--async-scheduling",
     "--disable-log-stats",
+    "--enable-return-routed-experts",
+    "--worker-extension-cls",
 )
 SGLANG_FLAGS = (
     "--attention-backend",
     "--cuda-graph-max-bs",
     "--disable-cuda-graph",
+    "--disable-overlap-schedule",
     "--enable-dp-attention",
+    "--enable-return-routed-experts",
     "--mem-fraction-static",
     "--moe-runner-backend",
     "--random-seed",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.testing.dialects import DIALECTS, Dialect
 from pytest_moeperf.testing.exchange import Port
+from pytest_moeperf.testing.routed import counting_script
 from pytest_moeperf.testing.script import Script
 from pytest_moeperf.testing.scripted import ScriptedEngine
 from pytest_moeperf.testing.sizes import ModelSizes
@@ -53,7 +54,11 @@ def main(
     if not _has_weights(args):
         _log(f"RuntimeError: Cannot find any model weights with `{args.model}`")
         return 1
-    script = replace(script, kv_tokens=start.kv_tokens)
+    counting = counting_script(script, dialect, flags, args.model)
+    if isinstance(counting, str):
+        _log(counting)
+        return 1
+    script = replace(counting, kv_tokens=start.kv_tokens)
     time.sleep(script.start_delay_s)
     if script.start_exit_code is not None:
         return script.start_exit_code

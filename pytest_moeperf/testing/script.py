@@ -108,6 +108,21 @@ class Script:
     """Share of prompt tokens that the metrics count as cached."""
     preemptions_per_request: int = 0
 
+    routing: str | None = None
+    """How it tells which experts its tokens took: in its `answers`, there in `lists` as vLLM 0.21
+    did, or to a `probe`. None: as its command line says."""
+    routed_layers: int = 8
+    routed_experts: int = 8
+    routed_top_k: int = 2
+    """These three: of a server without a model directory; else its config tells them."""
+    expert_weights: tuple[float, ...] = ()
+    """How often each expert is chosen, in relation; empty: all alike, in turns."""
+    collapsed_layers: tuple[int, ...] = ()
+    """Layers where every token takes the first experts."""
+    routing_fault: str | None = None
+    """`zeros`, `missing`, one token too `short`, `layers` (one too few), or an expert out of
+    `range`."""
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Script:
         """The script of a JSON object; ValueError names an unknown field and lists the valid."""

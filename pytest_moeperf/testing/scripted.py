@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf.testing.dialects import DIALECTS, Counts, Dialect
 from pytest_moeperf.testing.generation import Generation
+from pytest_moeperf.testing.routed import Heard, completion_fields, native_routes, routes
 from pytest_moeperf.testing.script import CPU_KV_TOKENS
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ class ScriptedEngine:
     counts: Counts = field(default_factory=Counts)
     hung: bool = False
     slots: asyncio.Semaphore = field(init=False)
+    heard: Heard = field(init=False)
 
     def __post_init__(self) -> None:
+        self.heard = Heard(self.script)
         self.slots = asyncio.Semaphore(self.script.max_running or sys.maxsize)
 
     async def respond(self, exchange: Exchange) -> None:
@@ -60,7 +63,11 @@ class ScriptedEngine:
                 refused = self.dialect.name == "sglang" and self.counts.running > 0
                 exchange.answer(HTTP_BAD_REQUEST if refused else HTTP_OK)
             case "POST", "/v1/completions":
-                await self._complete(exchange)
+                await self._complete(exchange, json.loads(exchange.body))
+            case "POST", self.dialect.native_path:
+                await self._generate_natively(exchange)
+            case "POST", "/collective_rpc" if self.script.routing == "probe":
+                exchange.answer_json(HTTP_OK, self.heard.take())
             case _:
                 exchange.answer(HTTP_NOT_FOUND, "404: Not Found")
 
@@ -76,14 +83,15 @@ class ScriptedEngine:
         kv_tokens = self.script.kv_tokens or CPU_KV_TOKENS
         return self.dialect.metrics(self.counts, self.model, kv_tokens, self.script.kv_block_tokens)
 
-    async def _complete(self, exchange: Exchange) -> None:
+    async def _complete(
+        self, exchange: Exchange, body: Mapping[str, Any], *, natively: bool = False
+    ) -> None:
         script = self.script
         if script.api_key is not None and (
             exchange.headers.get("authorization") != f"Bearer {script.api_key}"
         ):
             _refuse(exchange, HTTP_UNAUTHORIZED, "Unauthorized")
             return
-        body = json.loads(exchange.body)
         if body.get("model") != self.model:
             missing = f"The model `{body.get('model')}` does not exist."
             _refuse(exchange, HTTP_NOT_FOUND, missing)
@@ -104,7 +112,35 @@ class ScriptedEngine:
             await self._stream(exchange, generation)
         else:
             await self._generate(generation, lambda _first, _count: None)
-            exchange.answer_json(HTTP_OK, generation.whole())
+            exchange.answer_json(HTTP_OK, self._whole(generation, body, natively=natively))
+
+    async def _generate_natively(self, exchange: Exchange) -> None:
+        """SGLang's own form of a request that does not stream."""
+        asked = json.loads(exchange.body)
+        sampling = asked["sampling_params"]
+        body = {
+            "model": self.model,
+            "prompt": asked.get("input_ids") or asked["text"],
+            "max_tokens": sampling["max_new_tokens"],
+            "ignore_eos": sampling.get("ignore_eos"),
+            "return_routed_experts": asked.get("return_routed_experts"),
+        }
+        await self._complete(exchange, body, natively=True)
+
+    def _whole(
+        self, generation: Generation, body: Mapping[str, Any], *, natively: bool
+    ) -> dict[str, Any]:
+        if self.script.routing is None:
+            return generation.native({}) if natively else generation.whole({}, {})
+        prompt_tokens = len(generation.prompt)
+        found = routes(
+            self.script, prompt_tokens=prompt_tokens, output_tokens=generation.output_tokens
+        )
+        self.heard.hear(found)
+        if natively:
+            asked = body["return_routed_experts"]
+            return generation.native(native_routes(self.script, found) if asked else {})
+        return generation.whole(*completion_fields(self.script, found, prompt_tokens=prompt_tokens))
 
     def _receive(self) -> None:
         """Count a request, and fail where the script says so."""

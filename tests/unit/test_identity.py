@@ -17,12 +17,21 @@ PLAIN = ServerSpec("mini-moe")
         (ServerSpec("m", flags=("--max-num-seqs", "8")), "tp1, bfloat16, --max-num-seqs 8"),
         (ServerSpec("m", tensor_parallel_size=2, expert_parallel=True), "tp2, ep, bfloat16"),
         (ServerSpec("m", load_format="dummy"), "tp1, bfloat16"),
+        (ServerSpec("m", counts_experts=True), "tp1, bfloat16, counting experts"),
+        (ServerSpec("m", overrides=(("layers", 4), ("k", 1))), "tp1, bfloat16, layers=4, k=1"),
         (ServerSpec("m", env=(("B", "2"), ("A", "1"))), "tp1, bfloat16, A=1, B=2"),
         (ServerSpec("m", env=(("HF_TOKEN", "hf_x"),)), "tp1, bfloat16, HF_TOKEN=(secret)"),
     ],
 )
 def test_a_server_is_described_in_words(spec, text):
     assert server_identity(spec) == text
+
+
+def test_a_server_that_counts_experts_is_another_than_the_timed_one():
+    counting = ServerSpec("mini-moe", counts_experts=True)
+    assert counting != PLAIN
+    assert counting.label == "mini-moe counting"
+    assert cell_name("mini-moe", counting, "burst") != cell_name("mini-moe", PLAIN, "burst")
 
 
 def test_objectives_are_part_of_a_workload_so_that_a_looser_one_is_another():

@@ -259,6 +259,7 @@ def test_layers_without_experts_of_deepseek(changes, dense):
 def test_layers_without_experts_of_qwen():
     arch = architecture(QWEN15_MOE, num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3])
     assert arch.dense_layers == (0, 2, 3, 4)
+    assert arch.expert_layers == (1, 5)
 
 
 @pytest.mark.parametrize(

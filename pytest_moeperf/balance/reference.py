@@ -1,0 +1,150 @@
+"""Whether routes that an engine told are those of the model, by a forward pass of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from pytest_moeperf.errors import RoutingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+__all__ = ["OtherChoice", "RouteCheck"]
+
+TWO_LOGITS = 2
+"""Of the two experts that are taken for each other, one may be rounded up and the other down."""
+USUAL = 0.9
+"""Share of a layer's tokens whose rounding is usual there. Another arithmetic in 16 bits rounds the
+same token otherwise, so that a token which was rounded little by chance is no measure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherChoice:
+    """A token for which the engine took other experts than the forward pass would."""
+
+    token: int
+    """By its place in all sequences, one after the other."""
+    layer: int
+    told: tuple[int, ...]
+    computed: tuple[int, ...]
+    """Both in ascending order."""
+    shortfall: float
+    """By how much the worst expert that was taken in vain is below the best that was left out, as
+    exact logits."""
+    bound: float
+    """What rounding may make up for."""
+
+    @property
+    def by_rounding(self) -> bool:
+        """Whether 16-bit arithmetic explains it."""
+        return self.shortfall <= self.bound
+
+    def __str__(self) -> str:
+        """The choice as a clause."""
+        return (
+            f"token {self.token}, layer {self.layer}: told experts {list(self.told)}, computed "
+            f"{list(self.computed)}, {self.shortfall:.4f} apart where rounding is up to "
+            f"{self.bound:.4f}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteCheck:
+    """Routes held against logits that were computed given all choices of earlier layers."""
+
+    tokens: int
+    choices: int
+    """Tokens × layers with a router."""
+    decided: int
+    """Choices that rounding cannot change, so that another one would be an error."""
+    others: tuple[OtherChoice, ...]
+    """Where the experts differ."""
+    rounding: tuple[float, ...]
+    """By layer: what 16-bit arithmetic moved no logit by more than, in nine of ten tokens."""
+
+    @classmethod
+    def of(
+        cls,
+        routes: npt.NDArray[np.integer],
+        *,
+        layers: Sequence[int],
+        exact: npt.NDArray[np.floating],
+        rounded: npt.NDArray[np.floating],
+    ) -> Self:
+        """Compare `routes`, [tokens, layers of the model, k].
+
+        `exact` and `rounded` are [tokens, `layers`, experts]: the logits in 32-bit and in 16-bit
+        arithmetic. Rounding may make up for twice what it moved a logit of the token by, or one of
+        a usual token of the layer.
+        """
+        top_k = routes.shape[2]
+        if exact.shape != rounded.shape or exact.shape[:2] != (len(routes), len(layers)):
+            raise RoutingError(
+                f"logits of shape {list(exact.shape)} and {list(rounded.shape)} for "
+                f"{len(routes)} tokens in {len(layers)} layers: expected [tokens, layers, experts]"
+            )
+        told = np.sort(routes[:, list(layers), :].astype(np.int64), axis=2)
+        ranked = np.argsort(-exact, axis=2, kind="stable")
+        computed = np.sort(ranked[:, :, :top_k], axis=2)
+        moved = np.abs(exact - rounded).max(axis=2)
+        usual = np.quantile(moved, USUAL, axis=0)
+        bounds = TWO_LOGITS * np.maximum(moved, usual)
+        shortfall = _shortfall(exact, told, computed)
+        in_order = -np.sort(-exact, axis=2)
+        margin = (
+            in_order[:, :, top_k - 1] - in_order[:, :, top_k]
+            if top_k < exact.shape[2]
+            else np.full(exact.shape[:2], np.inf)
+        )
+        others = tuple(
+            OtherChoice(
+                token=int(token),
+                layer=int(layers[row]),
+                told=tuple(told[token, row].tolist()),
+                computed=tuple(computed[token, row].tolist()),
+                shortfall=float(shortfall[token, row]),
+                bound=float(bounds[token, row]),
+            )
+            for token, row in np.argwhere((told != computed).any(axis=2))
+        )
+        return cls(
+            tokens=len(routes),
+            choices=exact.shape[0] * exact.shape[1],
+            decided=int((margin > bounds).sum()),
+            others=others,
+            rounding=tuple(usual.tolist()),
+        )
+
+    @property
+    def errors(self) -> tuple[OtherChoice, ...]:
+        """The other choices that rounding does not explain."""
+        return tuple(other for other in self.others if not other.by_rounding)
+
+    def __str__(self) -> str:
+        """What was found, in one sentence."""
+        share = 100 * self.decided / self.choices
+        return (
+            f"{self.choices:,} choices of {self.tokens:,} tokens, {share:.1f} % of them beyond "
+            f"rounding: {len(self.others)} are others than computed, {len(self.errors)} of these "
+            f"not by rounding"
+        )
+
+
+def _shortfall(
+    exact: npt.NDArray[np.floating],
+    told: npt.NDArray[np.int64],
+    computed: npt.NDArray[np.int64],
+) -> npt.NDArray[np.floating]:
+    """Best logit that was left out − worst that was taken instead; −inf where none was."""
+    taken, wanted = (np.zeros(exact.shape, dtype=bool) for _ in range(2))
+    np.put_along_axis(taken, told, values=True, axis=2)
+    np.put_along_axis(wanted, computed, values=True, axis=2)
+    left_out = np.where(wanted & ~taken, exact, -np.inf).max(axis=2)
+    in_vain = np.where(taken & ~wanted, exact, np.inf).min(axis=2)
+    found: npt.NDArray[np.floating] = left_out - in_vain
+    return found

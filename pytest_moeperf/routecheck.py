@@ -1,0 +1,110 @@
+"""Holds the experts that an engine told against a forward pass of the same model in PyTorch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_moeperf.errors import RoutingError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_moeperf.balance import RouteCheck, RoutedRequest
+    from pytest_moeperf.models import ModelDirectory
+    from pytest_moeperf.records import RequestSpec
+
+__all__ = ["check_routes"]
+
+PROBE_PATH = Path(__file__).with_name("engine_probe")
+TIMEOUT_S = 1800.0
+NOT_INHERITED = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP")
+
+
+def check_routes(
+    requests: Sequence[RequestSpec],
+    counted: Sequence[RoutedRequest],
+    model: ModelDirectory,
+    *,
+    python: Path,
+    timeout_s: float = TIMEOUT_S,
+) -> RouteCheck:
+    """Compute the routers' logits of every token that was put in, and compare the choices.
+
+    Two passes on the CPU, in 32 and in 16 bits, need the memory of the larger one; both let the
+    told experts compute, so that each choice is judged given the choices before it.
+
+    Args:
+        requests: What was sent; prompts as token ids.
+        counted: What `count_experts` returned for them.
+        model: With weights.
+        python: An interpreter with torch and transformers, such as the engine's own.
+        timeout_s: Patience with the computation.
+
+    Raises:
+        UsageError: A text prompt, output tokens that were not told, or a model without weights.
+        RoutingError: The computation failed, or knows no such model.
+    """
+    import numpy as np  # noqa: PLC0415 - not needed to load the plugin
+
+    from pytest_moeperf.balance import RouteCheck  # noqa: PLC0415 - imports numpy
+
+    if model.dummy:
+        raise UsageError(f"{model.name}: no weights to compute with; choose a model that has some")
+    sequences = [_put_in(*pair) for pair in zip(requests, counted, strict=True)]
+    routes = np.concatenate([request.routes for request in counted])
+    with tempfile.TemporaryDirectory(prefix="moeperf-") as folder:
+        asked, answer = Path(folder, "request.npz"), Path(folder, "answer.npz")
+        np.savez(
+            asked,
+            tokens=np.concatenate(sequences),
+            lengths=np.array([len(sequence) for sequence in sequences]),
+            routes=routes,
+        )
+        _compute(python, model.path, asked, answer, timeout_s=timeout_s)
+        with np.load(answer, allow_pickle=False) as told:
+            layers = tuple(told["layers"].tolist())
+            if layers != model.architecture.expert_layers:
+                raise RoutingError(
+                    f"{model.name}: the forward pass has routers in layers {list(layers)}, the "
+                    f"model in {list(model.architecture.expert_layers)}"
+                )
+            return RouteCheck.of(
+                routes, layers=layers, exact=told["exact"], rounded=told["rounded"]
+            )
+
+
+def _put_in(request: RequestSpec, counted: RoutedRequest) -> list[int]:
+    """Prompt and output tokens but the last, which was never put in."""
+    if isinstance(request.prompt, str) or counted.output_ids is None:
+        raise UsageError(
+            f"request {request.index}: routes can be checked where prompt and output are known as "
+            f"token ids"
+        )
+    return [*request.prompt, *counted.output_ids[:-1]]
+
+
+def _compute(python: Path, model: Path, asked: Path, answer: Path, *, timeout_s: float) -> None:
+    environment = {name: os.environ[name] for name in os.environ if name not in NOT_INHERITED}
+    command: list[str | Path] = [python, "-m", "moeperf_probe.forward", model, asked, answer]
+    try:
+        subprocess.run(
+            command,
+            env={**environment, "PYTHONPATH": str(PROBE_PATH), "HF_HUB_OFFLINE": "1"},
+            # The current directory is on the path of `-m`.
+            cwd=asked.parent,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if line.strip()]
+        said = lines[-1] if lines else f"exit code {error.returncode}"
+        raise RoutingError(f"{model}: no forward pass: {said}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RoutingError(f"{model}: no forward pass by {python}: {error}") from error

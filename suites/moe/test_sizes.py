@@ -1,0 +1,32 @@
+import pytest
+
+from pytest_moeperf import weight_bytes_per_step
+
+WHY = "a decode step takes as long as the weights that it reads"
+TOLERANCE = 2.0
+"""As for the steps of one model: attention, activations and arithmetic take time as well."""
+
+
+def expect_time_of_bytes(measure, one, other, ladder, streams):
+    few = {streams: ladder[streams]}
+    cells = [found[streams] for found in measure.together(one, other, few)]
+    read = [weight_bytes_per_step(measure.architecture(each), streams) for each in (one, other)]
+    ratio = cells[0].over(cells[1], "itl_token_ms.p50")
+    ratio.expect(read[0] / read[1], factor=TOLERANCE, why=WHY)
+
+
+@pytest.mark.parametrize("streams", [1, 32])
+def test_one_expert_a_token_over_two(measure, one_expert, moe, ladder, streams):
+    """With one expert a token in place of two, a stream reads less, and a batch still all."""
+    expect_time_of_bytes(measure, one_expert, moe, ladder, streams)
+
+
+@pytest.mark.parametrize("streams", [1, 32])
+def test_more_experts_over_eight(measure, more_experts, eight_experts, ladder, streams):
+    """More experts, of which a token takes as many as before, slow down a batch alone."""
+    expect_time_of_bytes(measure, more_experts, eight_experts, ladder, streams)
+
+
+def test_narrower_experts_over_wide_ones(measure, narrower, eight_experts, ladder):
+    """Experts of a half or a quarter of the width take that part of the time."""
+    expect_time_of_bytes(measure, narrower, eight_experts, ladder, 32)

@@ -1,0 +1,148 @@
+"""Verdicts on whether prompts take the experts of before; figures are worked out by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_moeperf.balance import ExpertCounts
+from pytest_moeperf.baseline import Baseline, EngineProvenance
+from pytest_moeperf.judge import routing
+from pytest_moeperf.records import CellResult, Outcome, RoutingRecord
+
+
+def record(*rows, layers=None, top_k=1):
+    return RoutingRecord(
+        route="told",
+        layers=tuple(range(len(rows))) if layers is None else layers,
+        experts=len(rows[0]),
+        top_k=top_k,
+        prefill_tokens=sum(rows[0]) // top_k,
+        decode_tokens=0,
+        prefill=tuple(map(tuple, rows)),
+        decode=None,
+    )
+
+
+def test_a_permuted_router_is_caught_with_the_experts_that_gained_and_lost():
+    stored = record([25, 25, 25, 25], [10, 20, 30, 40])
+    now = record([25, 25, 25, 25], [40, 20, 30, 10])
+    verdict = routing.shift(now, stored)
+    # ½ (0.3 + 0.3)
+    assert (verdict.outcome, verdict.measured) == (Outcome.REGRESSED, pytest.approx(30.0))
+    assert verdict.reason == (
+        "layer 1 sends 30.0 % of the load of the same prompts to other experts than before (up to "
+        "2.0 % is rounding): expert 0 gets 40.0 %, was 10.0 %; expert 3 gets 10.0 %, was 40.0 %; "
+        "1 of 2 layers changed: the router, its kernel or the weights are not what they were"
+    )
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.integers(0, 200), min_size=8, max_size=8), min_size=1, max_size=4
+    ).map(lambda rows: [[*row, 1000 - sum(row) % 1000] for row in rows]),
+    data=st.data(),
+)
+def test_two_experts_that_swap_places_are_caught_by_the_difference_of_their_shares(rows, data):
+    tokens = max(map(sum, rows))
+    rows = [[*row[:-1], row[-1] + tokens - sum(row)] for row in rows]
+    layer = data.draw(st.integers(0, len(rows) - 1))
+    one, other = data.draw(st.permutations(range(9)))[:2]
+    swapped = [list(row) for row in rows]
+    swapped[layer][one], swapped[layer][other] = rows[layer][other], rows[layer][one]
+    moved = abs(rows[layer][one] - rows[layer][other]) / tokens
+    verdict = routing.shift(record(*swapped), record(*rows))
+    assert verdict.measured == pytest.approx(100 * moved)
+    assert (verdict.outcome is Outcome.REGRESSED) == (verdict.measured > 2.0)
+
+
+@given(
+    ties=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=20),
+)
+def test_a_few_tokens_on_the_edge_are_no_shift(ties):
+    """20 of 1,000 tokens may fall to another expert: 2 %."""
+    stored = [200, 150, 125, 125, 125, 125, 100, 50]
+    now = list(stored)
+    for loser, winner in ties:
+        now[loser] -= 1
+        now[winner] += 1
+    assert routing.shift(record(now), record(stored)).outcome is Outcome.PASS
+
+
+def test_other_tokens_than_recorded_are_told():
+    verdict = routing.shift(record([6, 5]), record([5, 5]))
+    assert verdict.outcome is Outcome.REGRESSED
+    assert verdict.reason.startswith("11 prompt tokens were counted, 10 are stored: the engine")
+
+
+def test_another_architecture_than_recorded_is_told():
+    verdict = routing.shift(record([5, 5]), record([5, 5, 0]))
+    assert verdict.outcome is Outcome.REGRESSED
+    assert verdict.reason == (
+        "top 1 of 2 experts in layers 0 were counted, top 1 of 3 experts in layers 0 are stored"
+    )
+
+
+@pytest.fixture
+def cell(fingerprint, make_start):
+    return CellResult(
+        cell="moe.balance/tiny.burst",
+        test="",
+        server="tiny",
+        engine="vllm",
+        workload="burst",
+        fingerprint=fingerprint,
+        start=make_start(),
+        routing=record([25, 25]),
+    )
+
+
+@pytest.fixture
+def stored(cell):
+    return Baseline(
+        cell=cell.cell,
+        fingerprint=cell.fingerprint,
+        engine=EngineProvenance(distribution="vllm", version="0.32.0"),
+        starts=(cell.start,),
+        routing=record([25, 25]),
+        created="2026-01-02T03:00:00Z",
+        expires="9999-12-31",
+        tool="0.1.0",
+    )
+
+
+def test_what_is_stored_decides(cell, stored):
+    other = replace(cell, routing=record([30, 20]))
+    assert routing.as_stored(cell, stored, recording=False).outcome is Outcome.PASS
+    assert routing.as_stored(other, stored, recording=False).outcome is Outcome.REGRESSED
+
+
+def test_without_a_baseline_there_is_no_verdict(cell, stored):
+    without = replace(stored, routing=None)
+    for nothing in (None, without):
+        assert routing.as_stored(cell, nothing, recording=False).outcome is Outcome.NO_BASELINE
+
+
+def test_of_other_weights_there_is_no_verdict(cell, stored):
+    elsewhere = replace(stored.fingerprint, model="tiny@other")
+    verdict = routing.as_stored(cell, replace(stored, fingerprint=elsewhere), recording=False)
+    assert verdict.outcome is Outcome.INCOMPARABLE
+    assert "the model is " in verdict.reason
+
+
+def test_recording_does_not_bury_a_contradiction(cell, stored):
+    other = replace(cell, routing=record([30, 20]))
+    assert routing.as_stored(cell, None, recording=True).outcome is Outcome.RECORDED
+    assert routing.as_stored(cell, stored, recording=True).outcome is Outcome.RECORDED
+    assert routing.as_stored(other, stored, recording=True).outcome is Outcome.REGRESSED
+
+
+def test_the_layers_that_changed_most_are_shown_of_both_sides():
+    now, before = (
+        ExpertCounts(counts=np.array([[5, 5], row]), tokens=10, top_k=1) for row in ([8, 2], [2, 8])
+    )
+    one, other = routing.moved_layers(now, before, 1)
+    assert (one.counts.tolist(), other.counts.tolist()) == ([[8, 2]], [[2, 8]])
+    assert one.layers == other.layers == (1,)
