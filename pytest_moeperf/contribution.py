@@ -13,7 +13,15 @@ from pytest_moeperf.timeline import TimeSpent
 if TYPE_CHECKING:
     from pytest_moeperf.records import CellResult, EngineInstall
 
-__all__ = ["Collected", "Contribution", "expected", "joined", "packed", "unpacked"]
+__all__ = [
+    "Collected",
+    "Contribution",
+    "expected",
+    "first_line",
+    "joined",
+    "packed",
+    "unpacked",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,13 @@ def joined(
     said = tuple(verdict for each in same for verdict in each.verdicts)
     others = tuple(each for each in kept if each not in same)
     return others, replace(cell, verdicts=(*said, *cell.verdicts))
+
+
+def first_line(failure: object) -> str:
+    """The first line of what pytest tells of a failure: the message, where there is a traceback."""
+    crash = getattr(failure, "reprcrash", None)
+    said = failure if crash is None else crash.message.removeprefix("Failed: ")
+    return str(said).strip().partition("\n")[0]
 
 
 def packed(contribution: Contribution) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_moeperf.contribution import Collected, Contribution, expected, joined, packed, unpacked
+from pytest_moeperf import contribution as contributed
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.markers import measures
 from pytest_moeperf.options import Options
@@ -72,7 +72,7 @@ class MoeperfSession:
         self.options = Options.from_config(config)
         self.config = config
         self.progress = Progress(config)
-        self.collected = Collected()
+        self.collected = contributed.Collected()
         self._gates = 0
         self._started_at = dt.datetime.now(dt.UTC)
         self._began_s = time.monotonic()
@@ -227,7 +227,7 @@ class MoeperfSession:
         result, kept = replace(cell, test=item.nodeid), item.stash.get(CELLS, ())
         item.user_properties.extend(properties(result))
         if cell.routing is not None:
-            kept, result = joined(kept, result)
+            kept, result = contributed.joined(kept, result)
         if any(verdict.outcome not in GOOD for verdict in result.verdicts):
             result = replace(result, next_steps=tuple(self._next_steps(item, result)))
         item.stash[CELLS] = (*kept, result)
@@ -269,28 +269,26 @@ class MoeperfSession:
         """Let a report carry the test's cells, or why there are none, to where reports are made."""
         cells = item.stash.get(CELLS, ()) if report.when == "call" else ()
         if report.skipped and hasattr(report, "wasxfail"):
-            cells = tuple(expected(cell, report.wasxfail) for cell in cells)
+            cells = tuple(contributed.expected(cell, report.wasxfail) for cell in cells)
         unmeasured = report.failed and not cells and measures(item)
         if not cells and not unmeasured:
             return
-        crash = getattr(report.longrepr, "reprcrash", None)
-        said = report.longrepr if crash is None else crash.message.removeprefix("Failed: ")
-        first_line = str(said).strip().partition("\n")[0]
-        contribution = Contribution(
+        said = contributed.first_line(report.longrepr)
+        contribution = contributed.Contribution(
             cells=cells,
             engines=self.run.engines,
             hardware=self.run.hardware.name,
             machine=(("hardware", self.run.hardware.label),),
-            note=f"{UNMEASURED}{item.nodeid}: {first_line}" if unmeasured else None,
+            note=f"{UNMEASURED}{item.nodeid}: {said}" if unmeasured else None,
         )
         # xdist carries plain values only.
-        report.moeperf = packed(contribution)  # type: ignore[attr-defined] # takes extra attributes
+        report.moeperf = contributed.packed(contribution)  # type: ignore[attr-defined] # takes extra attributes
 
     def collect_cells(self, report: pytest.TestReport) -> None:
         """Take the cells out of a report, on whichever process shows them."""
         text = report.__dict__.pop("moeperf", None) if not self._is_worker else None
         if text is not None:
-            self.collected.add(unpacked(text))
+            self.collected.add(contributed.unpacked(text))
 
     def finish(self, session: pytest.Session) -> None:
         """End the servers, then write what is to be written; a failure fails the session."""

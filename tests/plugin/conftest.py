@@ -263,7 +263,7 @@ class Suite:
     def run_process(self, *arguments):
         """The same in a process of its own."""
         words = self._process_arguments(arguments)
-        return Session(self.pytester.runpytest_subprocess(*words, timeout=60), self.root)
+        return Session(self.pytester.runpytest_subprocess(*words, timeout=180), self.root)
 
     def start(self, *arguments):
         """Start the suite as a process and return it at once."""
