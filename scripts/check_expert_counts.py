@@ -96,7 +96,11 @@ def report(check: RouteCheck) -> int:
     print(check)
     usual = ", ".join(f"{moved:.4f}" for moved in check.rounding)
     print(f"usual rounding of a logit, by layer: {usual}")
-    for other in sorted(check.others, key=lambda other: other.bound - other.shortfall)[:SHOWN]:
+    others = sorted(check.others, key=lambda other: other.shortfall / other.bound, reverse=True)
+    if others:
+        used = 100 * others[0].shortfall / others[0].bound
+        print(f"the most doubtful one uses {used:.0f} % of what rounding explains")
+    for other in others[:SHOWN]:
         print(f"  {other}")
     return 1 if check.errors else 0
 

@@ -46,6 +46,8 @@ FOREIGN_OPTIONS = {
     "--require-hashes",
     "--system-site-packages",  # venv
     "--enforce-eager",  # vLLM, and all below
+    "--enable-prefix-caching",
+    "--worker-extension-cls",
     "--enable-return-routed-experts",
     "--hf-overrides",
     "--max-num-seqs",
@@ -57,6 +59,7 @@ FOREIGN_OPTIONS = {
     "--output-file",  # SGLang
     "--output-details",  # SGLang
     "--device",  # SGLang, and all below
+    "--disable-overlap-schedule",
     "--disable-radix-cache",
     "--enable-hierarchical-cache",
     "--enable-metrics",
