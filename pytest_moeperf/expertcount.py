@@ -127,6 +127,7 @@ class _Counter:
                 prompt_tokens=prompt_tokens,
                 output_tokens=output_tokens,
                 routes=engine.read_routes(has_routes, self.architecture),
+                prompt_ids=None if isinstance(request.prompt, str) else tuple(request.prompt),
                 output_ids=told.output_ids,
             )
         except RoutingError as error:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.balance import RouteCheck, RoutedRequest
     from pytest_moeperf.models import ModelDirectory
-    from pytest_moeperf.records import RequestSpec
 
 __all__ = ["check_routes"]
 
@@ -25,7 +24,6 @@ NOT_INHERITED = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP")
 
 
 def check_routes(
-    requests: Sequence[RequestSpec],
     counted: Sequence[RoutedRequest],
     model: ModelDirectory,
     *,
@@ -38,8 +36,7 @@ def check_routes(
     told experts compute, so that each choice is judged given the choices before it.
 
     Args:
-        requests: What was sent; prompts as token ids.
-        counted: What `count_experts` returned for them.
+        counted: What `count_experts` returned.
         model: With weights.
         python: An interpreter with torch and transformers, such as the engine's own.
         timeout_s: Patience with the computation.
@@ -54,7 +51,7 @@ def check_routes(
 
     if model.dummy:
         raise UsageError(f"{model.name}: no weights to compute with; choose a model that has some")
-    sequences = [_put_in(*pair) for pair in zip(requests, counted, strict=True)]
+    sequences = [_put_in(request) for request in counted]
     routes = np.concatenate([request.routes for request in counted])
     with tempfile.TemporaryDirectory(prefix="moeperf-") as folder:
         asked, answer = Path(folder, "request.npz"), Path(folder, "answer.npz")
@@ -77,14 +74,13 @@ def check_routes(
             )
 
 
-def _put_in(request: RequestSpec, counted: RoutedRequest) -> list[int]:
-    """Prompt and output tokens but the last, which was never put in."""
-    if isinstance(request.prompt, str) or counted.output_ids is None:
+def _put_in(request: RoutedRequest) -> tuple[int, ...]:
+    if request.put_in is None:
         raise UsageError(
-            f"request {request.index}: routes can be checked where prompt and output are known as "
-            f"token ids"
+            f"a request of {request.prompt_tokens} + {request.output_tokens} tokens: routes can be "
+            f"checked where prompt and output are known as token ids"
         )
-    return [*request.prompt, *counted.output_ids[:-1]]
+    return request.put_in
 
 
 def _compute(python: Path, model: Path, asked: Path, answer: Path, *, timeout_s: float) -> None:

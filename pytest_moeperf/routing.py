@@ -12,6 +12,7 @@ from pytest_moeperf.cell import at_work, conclude
 from pytest_moeperf.errors import UncountableError, UsageError
 from pytest_moeperf.judge import evenness, routing
 from pytest_moeperf.report import heatmap
+from pytest_moeperf.routecheck import check_routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -159,6 +160,23 @@ class Routing:
             both = routing.moved_layers(self.prefill, before, SHOWN_LAYERS)
             shown = dict(zip(("now", "as recorded"), both, strict=True))
         conclude(item, session, result, shown=_maps(shown))
+
+    def as_computed(self) -> None:
+        """Fail where a forward pass in PyTorch takes other experts than the engine told.
+
+        For small models, whose weights fit main memory in 32 bits, and prompts of token ids.
+        """
+        item, session, counted = self.experts.item, self.experts.session, self.counted
+        with at_work(item, session) as run:
+            engine = counted.spec.engine
+            if counted.model.dummy or engine is None or engine.python is None:
+                verdict = routing.made_up(counted.model.name)
+            else:
+                run.announce(f"{counted.model.name}: {self.name}", "computing its experts")
+                check = check_routes(self.counts.requests, counted.model, python=engine.python)
+                verdict = routing.as_computed(check)
+            result = session.add(item, counted.result, verdict)
+        conclude(item, session, result)
 
     def _judge_pair(
         self,

@@ -88,7 +88,7 @@ def main() -> int:
     print(f"prefill {counts.prefill.tokens} tokens, all {counts.total.tokens}")
     if install.python is None:
         return 1
-    return report(check_routes(requests, counted, model, python=install.python))
+    return report(check_routes(counted, model, python=install.python))
 
 
 def report(check: RouteCheck) -> int:

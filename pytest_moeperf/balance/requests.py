@@ -31,6 +31,8 @@ class RoutedRequest:
     routes: npt.NDArray[np.integer]
     """[prompt + output − 1 tokens, layers, k], read-only: first those of the prompt, then those
     that were decoded; a layer without a router is there and says nothing."""
+    prompt_ids: tuple[int, ...] | None = None
+    """The tokens of the prompt; None for a text."""
     output_ids: tuple[int, ...] | None = None
     """The tokens that came out; None where the engine does not tell them."""
 
@@ -55,6 +57,13 @@ class RoutedRequest:
             )
         routes.flags.writeable = False
         object.__setattr__(self, "routes", routes)
+
+    @property
+    def put_in(self) -> tuple[int, ...] | None:
+        """The tokens that have routes; None where they are not known."""
+        if self.prompt_ids is None or self.output_ids is None:
+            return None
+        return (*self.prompt_ids, *self.output_ids[:-1])
 
     @property
     def prefill(self) -> npt.NDArray[np.integer]:

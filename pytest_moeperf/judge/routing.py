@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from pytest_moeperf.balance import ExpertCounts
+    from pytest_moeperf.balance import ExpertCounts, RouteCheck
     from pytest_moeperf.baseline import Baseline
     from pytest_moeperf.records import CellResult, RoutingRecord
 
     Floats: TypeAlias = npt.NDArray[np.float64]
 
-__all__ = ["SAME_ROUTING", "as_stored", "comparable", "made_up", "moved_layers", "shift"]
+__all__ = [
+    "SAME_ROUTING",
+    "as_computed",
+    "as_stored",
+    "comparable",
+    "made_up",
+    "moved_layers",
+    "shift",
+]
 
 SAME_ROUTING = 0.02
 """Largest part of a layer's load that may go to other experts than before, with equal weights and
@@ -87,6 +95,22 @@ def as_stored(cell: CellResult, stored: Baseline | None, *, recording: bool) -> 
     if recording and verdict.outcome is Outcome.PASS:
         return replace(verdict, outcome=Outcome.RECORDED)
     return verdict
+
+
+def as_computed(check: RouteCheck) -> Verdict:
+    """Fail where a forward pass takes other experts than were told, rounding apart."""
+    errors = check.errors
+    reason = f"a forward pass in PyTorch: {check}"
+    if errors:
+        reason = f"{reason}; the first is {errors[0]}: the engine tells, or takes, wrong experts"
+    return Verdict(
+        metric="wrong_choices",
+        outcome=Outcome.REGRESSED if errors else Outcome.PASS,
+        direction="lower",
+        measured=float(len(errors)),
+        upper=0.0,
+        reason=reason,
+    )
 
 
 def made_up(model: str) -> Verdict:

@@ -15,6 +15,11 @@ def test_no_token_is_lost(experts, trained):
         assert counts.counts.sum(axis=1).tolist() == [tokens * model.top_k] * len(counts.layers)
 
 
+def test_experts_are_those_of_the_model(experts, specialised):
+    """A forward pass in PyTorch takes the same experts, token by token, rounding apart."""
+    experts(specialised, LOAD).as_computed()
+
+
 @pytest.mark.parametrize("kind", ["arithmetic", "code", "prose"])
 def test_prompts_take_the_experts_that_they_took(experts, trained, domains, kind):
     """The same prompts and weights choose the experts of the baseline."""

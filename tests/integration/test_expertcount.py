@@ -83,6 +83,7 @@ def test_every_request_has_the_experts_of_its_tokens(serve, kind):
         assert routed.routes.tolist() == expected(request)
         assert routed.prompt_tokens == len(request.prompt)
         assert routed.output_tokens == request.output_tokens
+        assert routed.prompt_ids == request.prompt
         assert routed.output_ids == tuple(range(request.output_tokens))
     counts = RoutingCounts(requests=counted, experts=8, layers=MOE.expert_layers)
     assert counts.prefill.tokens == 3 + 4 + 5
@@ -96,6 +97,7 @@ def test_a_text_has_as_many_tokens_as_the_server_says(serve, kind):
     text = RequestSpec(index=0, prompt="three plain words", output_tokens=2)
     (routed,) = count_experts(serve(kind), [text], MOE)
     assert routed.prompt_tokens == 3
+    assert routed.put_in is None
     assert len(routed.routes) == 4
 
 

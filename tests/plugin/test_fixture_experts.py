@@ -71,6 +71,15 @@ def test_routing(experts, moe):
 )
 
 
+COMPUTED = (
+    HEAD
+    + """
+def test_computed(experts, moe):
+    experts(moe, LOAD).as_computed()
+"""
+)
+
+
 @pytest.fixture
 def logs_of(suite):
     """How many servers were started for counting, and for all else."""
@@ -233,3 +242,10 @@ def golden_text(golden, suite, python):
         golden(name, "\n".join(lines).replace(str(python), "PYTHON").strip() + "\n")
 
     return compare
+
+
+def test_a_forward_pass_needs_pytorch_beside_the_engine(suite):
+    suite.write(COMPUTED)
+    outcome = suite.run()
+    outcome.counts(failed=1)
+    outcome.shows("*no forward pass: ModuleNotFoundError: No module named 'torch'*")

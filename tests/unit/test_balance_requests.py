@@ -1,5 +1,7 @@
 """Requests with the experts that their tokens took, and the counts of prefill and decode."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,13 @@ def test_what_is_no_table_of_whole_numbers_is_an_error(routes):
 def test_a_request_needs_tokens():
     with pytest.raises(RoutingError, match=r"a request of 0 \+ 2 tokens: expected at least 1"):
         RoutedRequest(prompt_tokens=0, output_tokens=2, routes=FIRST.routes[:1])
+
+
+def test_all_tokens_but_the_last_were_put_in():
+    told = replace(FIRST, prompt_ids=(5, 6, 7), output_ids=(8, 9))
+    assert told.put_in == (5, 6, 7, 8)
+    assert replace(told, output_ids=None).put_in is None
+    assert FIRST.put_in is None
 
 
 def test_zeros_in_place_of_routes_are_an_error():

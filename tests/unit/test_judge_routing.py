@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_moeperf.balance import ExpertCounts
+from pytest_moeperf.balance import ExpertCounts, RouteCheck
 from pytest_moeperf.baseline import Baseline, EngineProvenance
 from pytest_moeperf.judge import routing
 from pytest_moeperf.records import CellResult, Outcome, RoutingRecord
@@ -146,3 +146,28 @@ def test_the_layers_that_changed_most_are_shown_of_both_sides():
     one, other = routing.moved_layers(now, before, 1)
     assert (one.counts.tolist(), other.counts.tolist()) == ([[8, 2]], [[2, 8]])
     assert one.layers == other.layers == (1,)
+
+
+def checked(told):
+    """A token that takes one of three experts, of which the second is best by far."""
+    exact = np.array([[[0.0, 2.0, 1.0]]])
+    routes = np.array([[[told]]])
+    return RouteCheck.of(routes, layers=(0,), exact=exact, rounded=exact + 0.01)
+
+
+def test_experts_that_a_forward_pass_takes_as_well_pass():
+    verdict = routing.as_computed(checked(1))
+    assert (verdict.outcome, verdict.measured, verdict.upper) == (Outcome.PASS, 0.0, 0.0)
+    assert verdict.reason == (
+        "a forward pass in PyTorch: 1 choices of 1 tokens, 100.0 % of them beyond rounding: 0 are "
+        "others than computed, 0 of these not by rounding"
+    )
+
+
+def test_an_expert_that_a_forward_pass_does_not_take_fails():
+    verdict = routing.as_computed(checked(2))
+    assert (verdict.outcome, verdict.measured) == (Outcome.REGRESSED, 1.0)
+    assert verdict.reason.endswith(
+        "; the first is token 0, layer 0: told experts [2], computed [1], 1.0000 apart where "
+        "rounding is up to 0.0200: the engine tells, or takes, wrong experts"
+    )
