@@ -41,6 +41,7 @@ SO_TIMESTAMPNS = 35
 """Of Linux; the socket module does not name it."""
 TIMESPEC = struct.Struct("=qq")
 ANCILLARY_BYTES = socket.CMSG_SPACE(TIMESPEC.size)
+AT_ONCE_NS = 20_000
 BACKLOG = 4096
 IDLE_S = 0.1
 """How often a server without streams looks whether it was told to stop."""
@@ -132,7 +133,13 @@ def _arrival_ns(ancillary: list[tuple[int, int, bytes]]) -> int:
     if not ancillary:
         return now_ns
     seconds, nanoseconds = TIMESPEC.unpack(ancillary[0][2])
-    waited_ns: int = time.time_ns() - seconds * 1_000_000_000 - nanoseconds
+    while True:
+        wall_ns, read_ns = time.time_ns(), time.monotonic_ns()
+        # Both clocks at one moment, unless the kernel took the core away between them.
+        if read_ns - now_ns < AT_ONCE_NS:
+            break
+        now_ns = time.monotonic_ns()
+    waited_ns: int = wall_ns - seconds * 1_000_000_000 - nanoseconds
     return now_ns - max(0, waited_ns)
 
 
