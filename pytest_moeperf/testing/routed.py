@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib
-import importlib.metadata
 import io
 import json
 import os
@@ -160,5 +159,7 @@ def counting_script(
 
 
 def _layers_named() -> bool:
+    import importlib.metadata  # noqa: PLC0415 - a tenth of the start of a fake process
+
     plugins = importlib.metadata.entry_points(group=PLUGINS)
     return "MOEPERF_SGLANG_BLOCK" in os.environ and any(callable(each.load()) for each in plugins)
