@@ -16,24 +16,37 @@ from pytest_moeperf.guardian import process_table
 from pytest_moeperf.testing import SCRIPT_VARIABLE, FakeEngine, Script, make_fake_interpreter
 from pytest_moeperf.warmup import Once, Proof, Steady
 
-# pytester forgets what a session in this process imported, and numpy cannot be imported twice.
+# pytester forgets what a session in this process imported: that takes time, and numpy cannot be
+# imported twice.
 for lazy in (
+    "jsonschema",
     "numpy",
-    "pytest_moeperf.cell",
     "prometheus_client.parser",
+    "psutil",
+    "pynvml",
+    "pytest_moeperf.cell",
+    "pytest_moeperf.counting",
+    "pytest_moeperf.figures",
     "pytest_moeperf.gpu",
     "pytest_moeperf.installs",
+    "pytest_moeperf.judge.routing",
     "pytest_moeperf.pool",
     "pytest_moeperf.provenance",
     "pytest_moeperf.references",
+    "pytest_moeperf.report.heatmap",
     "pytest_moeperf.report.html",
+    "pytest_moeperf.report.html_heat",
     "pytest_moeperf.report.json",
     "pytest_moeperf.report.summary",
     "pytest_moeperf.report.terminal",
+    "pytest_moeperf.routecheck",
+    "pytest_moeperf.routing",
     "pytest_moeperf.run",
     "pytest_moeperf.sampling",
     "pytest_moeperf.store",
+    "pytest_moeperf.testing.nvml",
     "pytest_moeperf.weights",
+    "rich._emoji_codes",
     "scipy.special",
 ):
     importlib.import_module(lazy)

@@ -27,7 +27,7 @@ def engines(tmp_path_factory):
     versions = {"vllm": "0.24.0", "sglang": "0.5.16"}
     return {
         name: make_fake_interpreter(
-            folder / name, distribution=name, version=version, ttft_ms=5, itl_ms=3
+            folder / name, distribution=name, version=version, ttft_ms=4, itl_ms=2
         )
         for name, version in versions.items()
     }
