@@ -470,7 +470,7 @@ def json_streams(draw):
 
 
 # No pace either: a machine may be busy.
-THOROUGH = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+THOROUGH = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 @THOROUGH
