@@ -243,19 +243,22 @@ class CellMeasurement:
 
     def _await_calm(self) -> None:
         """Wait until others leave the machine alone, as long as patience lasts."""
-        watch = probe.BusyWatch()
-        while self.patience.spend(LOOK_AROUND_S):
+        while True:
+            watch = probe.BusyWatch()
+            with probe.full_load():
+                if not self.patience.spend(LOOK_AROUND_S):
+                    return
             others = watch.bystanders()
             if not self._disturbances(others):
                 return
             self.announce(f"waiting while others keep {others.cores:.1f} cores busy", "")
-            watch = probe.BusyWatch()
 
     def _disturbances(self, others: probe.Bystanders) -> tuple[Finding, ...]:
-        if self.server.process is None:
+        if self.server.attached:
             return ()  # It is not these cores that do the work.
         found = validity.busy_machine(
             foreign_cores=others.cores,
+            stolen_cores=others.stolen_cores,
             usable_cores=len(probe.core_ids()),
             names=others.names[:3],
         )

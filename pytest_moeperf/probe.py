@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
 import re
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "BusyWatch",
     "Bystanders",
+    "CoreTime",
+    "await_rest",
     "core_ids",
+    "core_time",
     "cpu_model",
     "cpu_quota",
+    "full_load",
     "kernel",
     "memory_copy_gib_per_s",
     "memory_gib",
@@ -29,8 +36,14 @@ __all__ = [
 GIB = 2**30
 LEAST_CORES = 0.02
 """Who takes less is not worth naming."""
-BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
-"""Of a core's line in `/proc/stat`: user nice system (idle iowait) irq softirq steal."""
+GLANCE_S = 0.2
+REST_SHARE = 0.1
+"""Of a core, over a glance; the kernel counts in hundredths of a second."""
+BUSY_FIELDS = (0, 1, 2, 5, 6)
+"""Of a core's line in `/proc/stat`: user nice system (idle iowait) irq softirq."""
+STEAL_FIELD = 7
+"""Of the same line: when there was work, but the hypervisor gave the core to another machine."""
+_CHUNK = bytes(2**20)
 _CPUINFO_FIELDS = ("vendor_id", "model name", "cpu family", "model", "stepping")
 
 
@@ -115,7 +128,9 @@ class Bystanders:
 
     cores: float
     """CPU seconds per second, of processes that ended meanwhile and other guests too."""
-    names: tuple[str, ...]
+    stolen_cores: float = 0.0
+    """That part of it which other virtual machines on the same host took."""
+    names: tuple[str, ...] = ()
     """The processes that can still be named, the busiest first."""
 
 
@@ -133,7 +148,9 @@ class BusyWatch:
         """Who used the usable cores since."""
         before, after = self._before, _read_usage()
         elapsed_s = after.at_s - before.at_s
-        others_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+        stolen_s = after.cores.stolen_s - before.cores.stolen_s
+        own_s = after.own_s - before.own_s
+        others_s = after.cores.busy_s - before.cores.busy_s - own_s + stolen_s
         used_s = {
             key: cpu_s - before.others_s[key]
             for key, cpu_s in after.others_s.items()
@@ -142,14 +159,43 @@ class BusyWatch:
         named = sorted(used_s, key=lambda key: -used_s[key])
         return Bystanders(
             cores=max(0.0, others_s / elapsed_s),
+            stolen_cores=stolen_s / elapsed_s,
             names=tuple(key[1] for key in named if used_s[key] > elapsed_s * LEAST_CORES),
         )
+
+
+def await_rest(pid: int, *, patience_s: float) -> None:
+    """Wait until a process and its descendants use next to no core, but no longer than that."""
+    give_up_at = time.monotonic() + patience_s
+    before = _tree_s(pid)
+    while time.monotonic() < give_up_at:
+        time.sleep(GLANCE_S)
+        after = _tree_s(pid)
+        if after - before < GLANCE_S * REST_SHARE:
+            return
+        before = after
+
+
+def _tree_s(pid: int) -> float:
+    """CPU seconds of a process and of those of its descendants that live."""
+    import psutil  # noqa: PLC0415 - not needed to load the plugin
+
+    total_s = 0.0
+    try:
+        first = psutil.Process(pid)
+        for process in (first, *first.children(recursive=True)):
+            used = process.cpu_times()
+            total_s += used.user + used.system
+    except psutil.Error:
+        # It, or one of them, has just ended, and will use nothing more.
+        pass
+    return total_s
 
 
 @dataclass(frozen=True, slots=True)
 class _Usage:
     at_s: float
-    busy_s: float
+    cores: CoreTime
     own_s: float
     others_s: dict[tuple[int, str], float]
 
@@ -173,26 +219,58 @@ def _read_usage() -> _Usage:
         except psutil.Error:
             # It ended between being listed and being asked.
             continue
-    return _Usage(time.monotonic(), busy_s(core_ids()), own_s, others_s)
+    return _Usage(time.monotonic(), core_time(core_ids()), own_s, others_s)
 
 
-def busy_s(cores: Sequence[int], stat: str | None = None) -> float:
-    """CPU seconds that the kernel and all processes used on `cores` since the machine started.
+@dataclass(frozen=True, slots=True)
+class CoreTime:
+    """What became of the time of some cores, since the machine started."""
 
-    Time that the hypervisor gave to other guests counts, time of guests within does not count
-    twice.
+    busy_s: float
+    """Used by the kernel and all processes; that of guests within does not count twice."""
+    stolen_s: float
+    """Wanted, but given to other guests of the hypervisor."""
+
+
+def core_time(cores: Sequence[int], stat: str | None = None) -> CoreTime:
+    """Add up the time of `cores`.
 
     Args:
         cores: By number.
         stat: Content of `/proc/stat`; None reads it.
     """
     wanted = {f"cpu{core}" for core in cores}
-    ticks = 0
-    for line in (_read("/proc/stat") if stat is None else stat).splitlines():
-        name, *fields = line.split()
-        if name in wanted:
-            ticks += sum(int(fields[index]) for index in BUSY_FIELDS if index < len(fields))
-    return ticks / os.sysconf("SC_CLK_TCK")
+    lines = (line.split() for line in (_read("/proc/stat") if stat is None else stat).splitlines())
+    times = [[int(field) for field in fields] for name, *fields in lines if name in wanted]
+    hertz = os.sysconf("SC_CLK_TCK")
+    return CoreTime(
+        busy_s=sum(fields[index] for fields in times for index in BUSY_FIELDS) / hertz,
+        stolen_s=sum(sum(fields[STEAL_FIELD : STEAL_FIELD + 1]) for fields in times) / hertz,
+    )
+
+
+@contextmanager
+def full_load() -> Iterator[None]:
+    """Keep all usable cores busy.
+
+    A hypervisor takes cores only from a machine that wants them: one that idles looks as if it
+    had the host alone.
+    """
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            hashlib.sha256(_CHUNK).digest()
+
+    threads = [threading.Thread(target=work, name="full-load") for _ in range(usable_cores())]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def _read(path: str) -> str:

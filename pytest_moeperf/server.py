@@ -18,6 +18,7 @@ from pytest_moeperf.client import listed_models
 from pytest_moeperf.endpoint import Answer, Endpoint
 from pytest_moeperf.engines import EngineFacts, engine_driver, growth
 from pytest_moeperf.errors import ServerDiedError, ServerHungError, UsageError
+from pytest_moeperf.probe import await_rest
 from pytest_moeperf.process import Shutdown
 from pytest_moeperf.redaction import Redactor
 from pytest_moeperf.timeline import Life
@@ -39,6 +40,8 @@ ANSWER_S = 30.0
 API_KEY_VARIABLE = "MOEPERF_API_KEY"
 SETTLE_S = 2.0
 """How long the counters may lag behind the last token."""
+REST_S = 3.0
+"""Patience with a server that spins: vLLM does so for a second after its last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,11 @@ class RunningServer:
         return self.shutdown is None and not (self.process is not None and self.process.ended)
 
     @property
+    def attached(self) -> bool:
+        """Whether it was started elsewhere."""
+        return self.process is None
+
+    @property
     def life(self) -> Life:
         """What this start cost so far."""
         stopping_s = self.shutdown.seconds if self.shutdown is not None else 0.0
@@ -228,6 +236,11 @@ class RunningServer:
         observation.counters = growth(before, after)
         self.kv_block_tokens = int(after.get("kv_block_tokens", self.kv_block_tokens))
         observation.log = self.log_lines(mark)
+
+    def await_rest(self) -> None:
+        """Wait until it leaves the cores to others: an engine spins for a while for new work."""
+        if self.process is not None:
+            await_rest(self.process.pid, patience_s=REST_S)
 
     def stop(self) -> float:
         """End it and everything it started; return the seconds that took, 0 if attached.

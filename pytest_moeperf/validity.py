@@ -38,7 +38,8 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
         "client_turnaround": "closed loop: answers waited for the load client so long that the "
         "next request of their slot was late by over 0.5 % of the median E2EL, and by over 2 ms",
         "clock_step": "the wall clock was set while it stamped arrivals, by over 0.1 ms",
-        "busy_machine": "other processes used over 15 % of the usable cores",
+        "busy_machine": "other processes, or other virtual machines on the host, used over 15 % of "
+        "the usable cores",
         "throttled": "heat or the hardware held a GPU's clocks down",
         "foreign_process": "another process computed on a GPU of the server",
         "gpu_not_idle": "something still ran on a GPU of the server when the repeat began",
@@ -102,16 +103,33 @@ def client_limits(repeat: RepeatRecord) -> tuple[Finding, ...]:
 
 
 def busy_machine(
-    *, foreign_cores: float, usable_cores: int, names: Sequence[str] = ()
+    *,
+    foreign_cores: float,
+    usable_cores: int,
+    stolen_cores: float = 0.0,
+    names: Sequence[str] = (),
 ) -> Finding | None:
-    """A finding if others were busy on more than 15 % of the usable cores."""
+    """A finding if others were busy on more than 15 % of the usable cores.
+
+    Args:
+        foreign_cores: CPU seconds per second that others used.
+        usable_cores: How many there are.
+        stolen_cores: What of `foreign_cores` other virtual machines on the host used.
+        names: Of processes, the busiest first.
+    """
     if foreign_cores <= usable_cores * _FOREIGN_SHARE:
         return None
-    who = f" ({', '.join(names)})" if names else ""
+    neighbours = stolen_cores > foreign_cores / 2
+    who = "other virtual machines on this host" if neighbours else ", ".join(names)
     return Finding(
         code="busy_machine",
-        message=f"others kept {foreign_cores:.1f} of {usable_cores} usable cores busy{who}",
-        advice="stop them, or measure on a quiet machine",
+        message=f"others kept {foreign_cores:.1f} of {usable_cores} usable cores busy"
+        + (f" ({who})" if who else ""),
+        advice=(
+            "wait until they rest, or measure on a host of your own"
+            if neighbours
+            else "stop them, or measure on a quiet machine"
+        ),
     )
 
 

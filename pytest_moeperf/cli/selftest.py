@@ -68,7 +68,10 @@ def _busy(watch: BusyWatch) -> str | None:
     """What others took of the machine, if it was enough to disturb."""
     others = watch.bystanders()
     found = validity.busy_machine(
-        foreign_cores=others.cores, usable_cores=usable_cores(), names=others.names
+        foreign_cores=others.cores,
+        stolen_cores=others.stolen_cores,
+        usable_cores=usable_cores(),
+        names=others.names,
     )
     return found.message if found is not None else None
 

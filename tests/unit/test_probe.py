@@ -1,15 +1,18 @@
 """What is read from the machine."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from pytest_moeperf import probe
+from pytest_moeperf.probe import CoreTime
 
 CPUINFO = """\
 processor\t: 0
@@ -66,9 +69,60 @@ def test_busy_time_is_all_but_idle_and_waiting_on_the_cores_that_count():
     #                     user nice system idle iowait irq softirq steal guest
     one = " ".join(str(number * hertz) for number in (1, 2, 3, 90, 80, 4, 5, 6, 70))
     stat = f"cpu  9 9 9 9 9 9 9 9\ncpu0 {one}\ncpu1 {one}\ncpu10 {one}\nintr 5\n"
-    assert probe.busy_s([0], stat) == 21.0
-    assert probe.busy_s([0, 1], stat) == 42.0
-    assert probe.busy_s([7], stat) == 0.0
+    assert probe.core_time([0], stat) == CoreTime(busy_s=15.0, stolen_s=6.0)
+    assert probe.core_time([0, 1], stat) == CoreTime(busy_s=30.0, stolen_s=12.0)
+    assert probe.core_time([7], stat) == CoreTime(busy_s=0.0, stolen_s=0.0)
+
+
+def test_an_old_kernel_tells_no_stolen_time():
+    assert probe.core_time([0], "cpu0 100 0 0 900 0 0 0\n").stolen_s == 0.0
+
+
+def test_what_a_hypervisor_took_counts_among_the_others(monkeypatch):
+    times = iter([CoreTime(busy_s=5.0, stolen_s=1.0), CoreTime(busy_s=5.0, stolen_s=1.5)])
+    clock = iter([0.0, 2.0])
+    monkeypatch.setattr(probe, "core_time", lambda _: next(times))
+    monkeypatch.setattr(probe.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("psutil.process_iter", list)
+    others = probe.BusyWatch().bystanders()
+    assert others.stolen_cores == 0.25
+    assert others.cores <= 0.25
+
+
+def test_under_full_load_every_core_is_at_work():
+    began = time.process_time()
+    with probe.full_load():
+        time.sleep(0.5)
+    assert time.process_time() - began > 0.1
+    assert not [each for each in threading.enumerate() if each.name == "full-load"]
+
+
+def test_a_process_rests_when_it_and_its_children_do():
+    script = (
+        "import subprocess, sys, time\n"
+        "spin = 'import time; end = time.monotonic() + 1.0\\nwhile time.monotonic() < end: pass'\n"
+        "subprocess.run([sys.executable, '-c', spin + '\\nprint(1, flush=True); time.sleep(60)'])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    ) as busy:
+        try:
+            time.sleep(0.3)
+            probe.await_rest(busy.pid, patience_s=20.0)
+            assert select.select([busy.stdout], [], [], 0.5)[0], "it was still at work"
+        finally:
+            os.killpg(busy.pid, signal.SIGKILL)
+
+
+def test_who_has_gone_rests():
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    probe.await_rest(int(done.stdout), patience_s=60.0)
 
 
 @pytest.fixture
