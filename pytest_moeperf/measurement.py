@@ -94,12 +94,14 @@ class CellMeasurement:
 
         First comes the workload itself, which shows what a cold server does; then the server meets
         the shapes that it lacks; then the workload is played until the rule is met. A warm server
-        needs no more than the first play, and nothing where all shapes were met on a GPU.
+        needs the shapes that are new to it on a GPU, and nothing on a CPU. An attached server may
+        have either, and gets one play.
         """
         server = self.server
         drills = self._drills() if server.gpu_ids else ()
-        if server.warm and server.gpu_ids and not drills:
-            self.warmup_reason = "the server has met all shapes of the workload"
+        if server.warm and not drills and not server.attached:
+            known = "met all shapes of the workload" if server.gpu_ids else "been steady before"
+            self.warmup_reason = f"the server has {known}"
             return
         rule = self._rule()
         with self.timeline.during("warm-up"):
@@ -323,12 +325,33 @@ def _memory_gib(gpus: Sequence[GpuReading]) -> float | None:
 def interleave(cells: Iterable[CellMeasurement]) -> None:
     """Warm up the cells that are cold, then play all in turns until each is finished.
 
-    Turns keep a slow change of the machine out of the ratio of two cells.
+    Turns keep a slow change of the machine out of the ratio of two cells. Each round goes back the
+    way that the one before it came, so that a steady change adds as much to one cell as to another,
+    and a server follows itself as often as it can.
     """
-    waiting = list(cells)
+    cells = list(cells)
+    servers = list(dict.fromkeys(cell.server.start_id for cell in cells))
+    waiting = sorted(cells, key=lambda cell: servers.index(cell.server.start_id))
+    turns = _Turns()
     for cell in waiting:
         if not cell.warmup_reason:
+            turns.come_to(cell)
             cell.warm_up()
-    while waiting := [cell for cell in waiting if not cell.finished]:
+    while waiting := [cell for cell in reversed(waiting) if not cell.finished]:
         for cell in waiting:
+            turns.come_to(cell)
             cell.repeat()
+
+
+@dataclass(slots=True)
+class _Turns:
+    """Which server had the last turn."""
+
+    last: RunningServer | None = None
+
+    def come_to(self, cell: CellMeasurement) -> None:
+        """Let a server that has used the same cores rest first: it spins for work that may come."""
+        last, self.last = self.last, cell.server
+        if last is not None and last is not cell.server and not cell.server.gpu_ids:
+            with cell.timeline.during("measuring"):
+                last.await_rest()

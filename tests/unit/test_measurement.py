@@ -1,5 +1,6 @@
 """Which plays of a cell count, and what is played before them."""
 
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from pytest_moeperf import measurement
 from pytest_moeperf.measurement import CellMeasurement, Rules, interleave
 from pytest_moeperf.patience import Patience
+from pytest_moeperf.probe import Bystanders
 from pytest_moeperf.records import GpuReading, RepeatRecord, RequestRecord
 from pytest_moeperf.timeline import Timeline
 from pytest_moeperf.warmup import Met
@@ -43,10 +45,11 @@ class Server:
     context_tokens = 128
     engine = SimpleNamespace(continuous_usage=True)
     gpu_pids = frozenset({4711})
-    url, model, api_key, process = "http://x", "m", None, None
+    url, model, api_key, start_id = "http://x", "m", None, "4711"
 
-    def __init__(self, gpu_ids, *, warm, met):
+    def __init__(self, gpu_ids, *, warm, met, attached=False):
         self.gpu_ids = gpu_ids
+        self.attached = attached
         self.warm = warm
         self.met = met
 
@@ -79,12 +82,13 @@ class Watch:
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Measures plays with these silences in ms, on a server that is warm."""
+    """Measures plays with these silences in ms, on a quiet machine and a server that is warm."""
+    monkeypatch.setattr(measurement.probe.BusyWatch, "bystanders", lambda _: Bystanders(cores=0.0))
     monkeypatch.setattr("pytest_moeperf.telemetry.GpuWatch", Watch)
     monkeypatch.setattr(measurement.validity, "find", lambda *_, **__: ())
     sent = []
 
-    def measure(*plays, gpu_ids=("GPU-0",), warm=True, met=None, **rules):
+    def measure(*plays, gpu_ids=("GPU-0",), warm=True, met=None, attached=False, **rules):
         left = iter(play_of(each) if isinstance(each, int) else each for each in plays)
 
         def play(target, requests, **_):
@@ -96,8 +100,8 @@ def measured(monkeypatch):
         known = Met(batches={2}, steps={8, 16}) if warm and met is None else Met()
         model = SimpleNamespace(name="m", vocab_size=64, first_id=0)
         cell = CellMeasurement(
-            *(Server(gpu_ids, warm=warm, met=known), model, LOAD, Rules(**rules), lambda *_: None),
-            Patience(),
+            *(Server(gpu_ids, warm=warm, met=known, attached=attached), model, LOAD),
+            *(Rules(**rules), lambda *_: None, Patience(sleep=lambda _: None)),
             timeline=Timeline(clock=iter(range(1000)).__next__),
         )
         interleave([cell])
@@ -150,9 +154,8 @@ def test_a_play_that_failed_at_once_makes_no_other_a_stall(measured, monkeypatch
 
 
 def test_on_a_cpu_a_neighbour_may_have_done_it(measured):
-    cell = measured(10, 10, 500, 10, gpu_ids=())
+    cell = measured(10, 500, 10, gpu_ids=())
     assert seeds(cell.samples) == [0, 1, 2]
-    assert len(cell.warm_up_samples) == 1
 
 
 def test_the_finding_can_be_ignored(measured):
@@ -206,6 +209,18 @@ def test_a_cold_cpu_is_played_until_it_is_steady(measured):
     assert len(cell.samples) == 3
 
 
+def test_a_warm_cpu_is_measured_at_once(measured):
+    cell = measured(10, 10, 10, gpu_ids=())
+    assert cell.warm_up_samples == []
+    assert cell.warmup_reason == "the server has been steady before"
+
+
+def test_an_attached_server_may_have_a_gpu_and_meets_each_workload_once(measured):
+    cell = measured(10, 10, 10, 10, gpu_ids=(), attached=True)
+    assert len(cell.warm_up_samples) == 1
+    assert cell.warmup_reason == "the server was warm before"
+
+
 def test_a_warm_gpu_that_has_met_all_shapes_is_measured_at_once(measured):
     cell = measured(10, 10, 10)
     assert cell.warm_up_samples == []
@@ -235,5 +250,74 @@ def test_another_look_at_the_start_keeps_its_cold_play(measured):
 
 def test_the_time_is_shared_between_warm_up_and_measuring(measured):
     # The clock goes on by a second each time it is asked.
-    spent = measured(10, 10, 10, 10, gpu_ids=()).timeline.spent([])
+    spent = measured(10, 10, 10, 10, gpu_ids=(), attached=True).timeline.spent([])
     assert (spent.warmup_s, spent.measuring_s) == (1, 3)
+
+
+class Turn:
+    """A cell that notes when it is played."""
+
+    timeline = Timeline(time.monotonic)
+
+    def __init__(self, server, notes, *, repeats=3):
+        self.server, self.notes, self.left, self.warmup_reason = server, notes, repeats, ""
+
+    @property
+    def finished(self):
+        return not self.left
+
+    def warm_up(self):
+        self.notes.append(f"warm up {self.server.start_id}")
+
+    def repeat(self):
+        self.left -= 1
+        self.notes.append(self.server.start_id)
+
+
+def server_of(name, notes, *, gpu_ids=()):
+    return SimpleNamespace(
+        start_id=name, gpu_ids=gpu_ids, await_rest=lambda: notes.append(f"{name} rests")
+    )
+
+
+def test_rounds_go_back_and_forth_and_wait_for_the_server_that_had_the_cores():
+    notes = []
+    moe, dense = (server_of(name, notes) for name in ("moe", "dense"))
+    interleave([Turn(moe, notes), Turn(dense, notes), Turn(moe, notes, repeats=1)])
+    assert notes == [
+        *("warm up moe", "warm up moe", "moe rests", "warm up dense"),
+        *("dense", "dense rests", "moe", "moe"),
+        *("moe", "moe rests", "dense"),
+        *("dense", "dense rests", "moe"),
+    ]
+
+
+def test_servers_with_gpus_need_not_wait_for_each_other():
+    notes = []
+    one, other = (server_of(name, notes, gpu_ids=(name,)) for name in ("one", "other"))
+    interleave([Turn(one, notes, repeats=1), Turn(other, notes, repeats=1)])
+    assert notes == ["warm up one", "warm up other", "other", "one"]
+
+
+def test_after_a_busy_repeat_the_machine_is_watched_at_work(measured, monkeypatch):
+    at_work = []
+    others = iter([0.0, 1.5, 1.5, 0.0, 0.0, 0.0])
+
+    @contextmanager
+    def full_load():
+        at_work.append(True)
+        yield
+
+    monkeypatch.setattr(measurement.probe, "full_load", full_load)
+    monkeypatch.setattr(measurement.probe, "core_ids", lambda: (0, 1))
+    monkeypatch.setattr(
+        measurement.probe.BusyWatch,
+        "bystanders",
+        lambda _: Bystanders(cores=next(others), stolen_cores=1.5),
+    )
+    cell = measured(10, 10, 10, 10, gpu_ids=())
+    assert seeds(cell.discarded) == [1]
+    assert len(at_work) == 2
+    assert cell.discarded[0].findings[0].message == (
+        "others kept 1.5 of 2 usable cores busy (other virtual machines on this host)"
+    )
