@@ -57,6 +57,7 @@ def tables() -> dict[str, str]:
     answered = answers(published, all_stored(), architectures)
     return {
         "summary": summary_table(answered),
+        "earlier": earlier_sentence(answered),
         **{
             letter: claims_table([each for each in answered if each.claim.id[0] == letter], source)
             for letter, source in published.sources.items()
@@ -78,6 +79,27 @@ def summary_table(answered: Sequence[Answer]) -> str:
         counts[each.outcome].append(each.claim.id)
     rows = ((outcome, str(len(which)), ", ".join(which)) for outcome, which in counts.items())
     return table(("answer", "claims", "which"), (row for row in rows if row[-1]))
+
+
+def earlier_sentence(answered: Sequence[Answer]) -> str:
+    """Which refutations rest on one server start that another client measured."""
+    which = [
+        answer.claim.id
+        for answer in answered
+        if any(each.outcome is Outcome.REFUTED and by_one_earlier(each) for each in answer.results)
+    ]
+    if not which:
+        return "Every measured refutation is by the suites."
+    return (
+        f"**One start.** The refutations of {', '.join(which)} each rest on a single server start "
+        "that another client measured; of a ratio, at least one side does."
+    )
+
+
+def by_one_earlier(result: Result) -> bool:
+    return any(
+        len(each.starts) == 1 and not each.source.startswith("baselines/") for each in result.stored
+    )
 
 
 def claims_table(answered: Sequence[Answer], source: str) -> str:
