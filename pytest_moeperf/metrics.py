@@ -59,8 +59,8 @@ _TABLE = (
         unit="ms",
         direction="lower",
         formula="first chunk with tokens - start",
-        source="vLLM, SGLang and AIPerf count from the send; so does ours, but in an open loop "
-        "start is the scheduled time",
+        source="vLLM, SGLang and AIPerf count from the send; so does ours in a closed loop; in an "
+        "open loop, a burst and a trace, start is the scheduled time",
         statistics=_SPREAD,
     ),
     Metric(

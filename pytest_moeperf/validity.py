@@ -29,8 +29,8 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
         "repeat, and the mean latency of the requests shows at least half of that",
         "prefix_cache": "the prefix-cache hit rate is over 2 points from what the workload means",
         "preemptions": "the server preempted requests: its KV cache was full",
-        "schedule_lag": "open loop: the slowest 1 % of sends were late by over 25 % of the median "
-        "TTFT, and by over 2 ms",
+        "schedule_lag": "open loop, burst, trace: the slowest 1 % of sends were late by over 25 % "
+        "of the median TTFT, and by over 2 ms",
         "client_cpu": "a worker of the load client used over 90 % of a core, in a repeat of 0.5 s "
         "or more, so it may have been the limit",
         "client_reads": "over 0.1 % of the chunks, and more than 2, were read together with a "
