@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pytest_moeperf import cli
+from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.testing import FakeEngine, Script, make_fake_interpreter
 
 ROOT = Path(__file__).parents[1]
@@ -43,9 +44,12 @@ FOREIGN_OPTIONS = {
     "--only-binary",
     "--platform",
     "--python-version",
+    "--wheel-dir",
     "--require-hashes",
     "--system-site-packages",  # venv
     "--enforce-eager",  # vLLM, and all below
+    "--gpu-memory-utilization",
+    "--kv-cache-dtype",
     "--enable-prefix-caching",
     "--worker-extension-cls",
     "--enable-return-routed-experts",
@@ -502,6 +506,18 @@ def model(path, config):
 
 LOADED = ("busy_machine", "client_cpu", "client_reads", "client_turnaround", "schedule_lag")
 """What is found where others keep the cores busy, as the other tests do."""
+
+
+def test_flags_of_the_production_server_are_accepted():
+    """By the names of vLLM 0.24.0; none of them is the plugin's to set."""
+    document = ROOT / "docs" / "writing-suites.md"
+    (text,) = (block.text for block in python_blocks(document) if "# production.py" in block.text)
+    found = {}
+    exec(compile(text, str(document), "exec"), found)  # noqa: S102 - our own documents
+    spec = found["PRODUCTION"]
+    known = frozenset({"--gpu-memory-utilization", "--kv-cache-dtype", "--max-num-seqs"})
+    assert {flag for flag in spec.flags if flag.startswith("--")} == known
+    engine_driver("vllm").check_flags(spec, known, label="vllm==0.24.0")
 
 
 def test_examples_of_writing_suites_run(pytester, monkeypatch):
