@@ -3,6 +3,7 @@ import pytest
 from pytest_moeperf.balance import ALERT, linear_placement
 
 WHY = "published: an expert that is over 50 % off its fair share needs a look"
+UNBALANCED = "trained without the loss that keeps a router balanced"
 RANKS = "the busier of two GPUs, which the other waits for, has at most a quarter more to do"
 
 
@@ -28,7 +29,9 @@ def test_two_gpus_would_share_the_work(experts, trained, domains):
     found.at_least("balancedness", 0.8, placement=placement, why=RANKS)
 
 
-@pytest.mark.xfail(strict=True, reason="trained without the loss that keeps a router balanced")
-def test_a_collapsed_router_is_found(experts, collapsed, domains):
+def test_a_collapsed_router_is_found(request, experts, collapsed, domains):
     """A router that gives most of its tokens to two experts fails."""
-    experts(collapsed, domains["prose"]).no_collapse()
+    counted = experts(collapsed, domains["prose"])
+    # From here on: a server that does not start is no collapse.
+    request.applymarker(pytest.mark.xfail(strict=True, reason=UNBALANCED))
+    counted.no_collapse()
