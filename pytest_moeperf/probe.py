@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    import psutil
 
 __all__ = [
     "BusyWatch",
     "Bystanders",
+    "CopySpeed",
     "CoreTime",
     "await_rest",
     "core_ids",
@@ -126,7 +129,7 @@ def memory_copy_gib_per_s(*, megabytes: int = 128, copies: int = 6) -> float:
 class Bystanders:
     """What others took of the usable cores while something was to be measured."""
 
-    cores: float
+    cores: float = 0.0
     """CPU seconds per second, of processes that ended meanwhile and other guests too."""
     stolen_cores: float = 0.0
     """That part of it which other virtual machines on the same host took."""
@@ -139,14 +142,18 @@ class BusyWatch:
 
     This process and its descendants are not others; servers are among them, as each has a
     guardian that is their parent.
+
+    Args:
+        strangers: Descendants that count as others, with what descends from them.
     """
 
-    def __init__(self) -> None:
-        self._before = _read_usage()
+    def __init__(self, strangers: Sequence[int] = ()) -> None:
+        self._strangers = strangers
+        self._before = _read_usage(strangers)
 
     def bystanders(self) -> Bystanders:
         """Who used the usable cores since."""
-        before, after = self._before, _read_usage()
+        before, after = self._before, _read_usage(self._strangers)
         elapsed_s = after.at_s - before.at_s
         stolen_s = after.cores.stolen_s - before.cores.stolen_s
         own_s = after.own_s - before.own_s
@@ -164,32 +171,44 @@ class BusyWatch:
         )
 
 
-def await_rest(pid: int, *, patience_s: float) -> None:
-    """Wait until a process and its descendants use next to no core, but no longer than that."""
+def await_rest(pid: int, *, patience_s: float) -> bool:
+    """Wait until a process and its descendants use next to no core; False if they go on."""
     give_up_at = time.monotonic() + patience_s
     before = _tree_s(pid)
     while time.monotonic() < give_up_at:
         time.sleep(GLANCE_S)
         after = _tree_s(pid)
-        if after - before < GLANCE_S * REST_SHARE:
-            return
+        # Less than before: one has ended, and took what it had used out of the sum.
+        if 0 <= after - before < GLANCE_S * REST_SHARE:
+            return True
         before = after
+    return False
 
 
 def _tree_s(pid: int) -> float:
     """CPU seconds of a process and of those of its descendants that live."""
+    return sum(_used_s(process) for process in _tree(pid))
+
+
+def _tree(pid: int) -> list[psutil.Process]:
     import psutil  # noqa: PLC0415 - not needed to load the plugin
 
-    total_s = 0.0
     try:
         first = psutil.Process(pid)
-        for process in (first, *first.children(recursive=True)):
-            used = process.cpu_times()
-            total_s += used.user + used.system
+        return [first, *first.children(recursive=True)]
     except psutil.Error:
-        # It, or one of them, has just ended, and will use nothing more.
-        pass
-    return total_s
+        return []
+
+
+def _used_s(process: psutil.Process) -> float:
+    """With what its ended children had used; 0 if it has ended itself."""
+    import psutil  # noqa: PLC0415 - not needed to load the plugin
+
+    try:
+        used = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(used.user + used.system + used.children_user + used.children_system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,22 +219,20 @@ class _Usage:
     others_s: dict[tuple[int, str], float]
 
 
-def _read_usage() -> _Usage:
+def _read_usage(strangers: Sequence[int]) -> _Usage:
     import psutil  # noqa: PLC0415 - not needed to load the plugin
 
-    me = psutil.Process()
-    own = {me.pid, *(child.pid for child in me.children(recursive=True))}
-    mine = me.cpu_times()
-    own_s = mine.children_user + mine.children_system
+    apart = {process.pid for pid in strangers for process in _tree(pid)}
+    own = {process.pid for process in _tree(os.getpid())} - apart
+    own_s = 0.0
     others_s = {}
     for process in psutil.process_iter():
+        if process.pid in own:
+            own_s += _used_s(process)
+            continue
         try:
             used = process.cpu_times()
-            cpu_s = used.user + used.system
-            if process.pid in own:
-                own_s += cpu_s
-            else:
-                others_s[process.pid, process.name()] = cpu_s
+            others_s[process.pid, process.name()] = used.user + used.system
         except psutil.Error:
             # It ended between being listed and being asked.
             continue
@@ -262,15 +279,39 @@ def full_load() -> Iterator[None]:
         while not over.is_set():
             hashlib.sha256(_CHUNK).digest()
 
-    threads = [threading.Thread(target=work, name="full-load") for _ in range(usable_cores())]
-    for thread in threads:
-        thread.start()
+    threads = [
+        threading.Thread(target=work, name="full-load", daemon=True) for _ in range(usable_cores())
+    ]
     try:
+        for thread in threads:
+            thread.start()
         yield
     finally:
         over.set()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
+
+
+@dataclass(slots=True)
+class CopySpeed:
+    """How fast this machine copies memory, looked at once a minute at most."""
+
+    max_age_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    _known: tuple[float, float] | None = None
+
+    def gib_per_s(self, await_rest: Callable[[], bool]) -> float | None:
+        """Measure it when the servers rest; None where they do not.
+
+        An engine that spins on the cores would make the machine look slow, and be excused by it.
+        """
+        now = self.clock()
+        if self._known is None or now - self._known[0] > self.max_age_s:
+            if not await_rest():
+                return None
+            self._known = now, memory_copy_gib_per_s()
+        return self._known[1]
 
 
 def _read(path: str) -> str:

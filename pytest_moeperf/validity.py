@@ -38,7 +38,7 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
         "client_turnaround": "closed loop: answers waited for the load client so long that the "
         "next request of their slot was late by over 0.5 % of the median E2EL, and by over 2 ms",
         "clock_step": "the wall clock was set while it stamped arrivals, by over 0.1 ms",
-        "busy_machine": "other processes, or other virtual machines on the host, used over 15 % of "
+        "busy_machine": "other processes, or other machines of the hypervisor, used over 15 % of "
         "the usable cores",
         "throttled": "heat or the hardware held a GPU's clocks down",
         "foreign_process": "another process computed on a GPU of the server",
@@ -120,13 +120,13 @@ def busy_machine(
     if foreign_cores <= usable_cores * _FOREIGN_SHARE:
         return None
     neighbours = stolen_cores > foreign_cores / 2
-    who = "other virtual machines on this host" if neighbours else ", ".join(names)
+    who = "withheld by the hypervisor" if neighbours else ", ".join(names)
     return Finding(
         code="busy_machine",
         message=f"others kept {foreign_cores:.1f} of {usable_cores} usable cores busy"
         + (f" ({who})" if who else ""),
         advice=(
-            "wait until they rest, or measure on a host of your own"
+            "wait until its other machines rest, or measure on a host of your own"
             if neighbours
             else "stop them, or measure on a quiet machine"
         ),

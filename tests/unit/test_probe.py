@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_moeperf import probe
-from pytest_moeperf.probe import CoreTime
+from pytest_moeperf.probe import CopySpeed, CoreTime
 
 CPUINFO = """\
 processor\t: 0
@@ -92,9 +92,11 @@ def test_what_a_hypervisor_took_counts_among_the_others(monkeypatch):
 def test_under_full_load_every_core_is_at_work():
     began = time.process_time()
     with probe.full_load():
-        time.sleep(0.5)
-    assert time.process_time() - began > 0.1
-    assert not [each for each in threading.enumerate() if each.name == "full-load"]
+        at_work = [each for each in threading.enumerate() if each.name == "full-load"]
+        time.sleep(0.2)
+    assert len(at_work) == probe.usable_cores()
+    assert time.process_time() > began
+    assert not any(each.is_alive() for each in at_work)
 
 
 def test_a_process_rests_when_it_and_its_children_do():
@@ -108,7 +110,7 @@ def test_a_process_rests_when_it_and_its_children_do():
     ) as busy:
         try:
             time.sleep(0.3)
-            probe.await_rest(busy.pid, patience_s=20.0)
+            assert probe.await_rest(busy.pid, patience_s=20.0)
             assert select.select([busy.stdout], [], [], 0.5)[0], "it was still at work"
         finally:
             os.killpg(busy.pid, signal.SIGKILL)
@@ -122,7 +124,35 @@ def test_who_has_gone_rests():
         check=True,
         timeout=20,
     )
-    probe.await_rest(int(done.stdout), patience_s=60.0)
+    assert probe.await_rest(int(done.stdout), patience_s=60.0)
+
+
+def test_who_goes_on_does_not_rest(spinner):
+    with subprocess.Popen(spinner, stdout=subprocess.PIPE, start_new_session=True) as busy:
+        try:
+            busy.stdout.readline()
+            assert not probe.await_rest(busy.pid, patience_s=0.3)
+        finally:
+            busy.kill()
+
+
+def test_a_descendant_may_count_as_a_bystander(spinner):
+    with subprocess.Popen(spinner, stdout=subprocess.PIPE, start_new_session=True) as busy:
+        try:
+            busy.stdout.readline()
+            watch = probe.BusyWatch([busy.pid])
+            time.sleep(0.3)
+            assert Path(spinner[0]).name in watch.bystanders().names
+        finally:
+            busy.kill()
+
+
+def test_the_copy_speed_is_measured_once_a_minute_and_only_at_rest(monkeypatch):
+    speeds, clock = iter([6.0, 7.0]), iter([0.0, 1.0, 59.0, 61.5, 62.0])
+    monkeypatch.setattr(probe, "memory_copy_gib_per_s", lambda: next(speeds))
+    speed = CopySpeed(clock=lambda: next(clock))
+    assert speed.gib_per_s(lambda: False) is None
+    assert [speed.gib_per_s(lambda: True) for _ in range(4)] == [6.0, 6.0, 7.0, 7.0]
 
 
 @pytest.fixture

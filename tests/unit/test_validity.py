@@ -259,6 +259,6 @@ def test_a_busy_machine_is_one_with_15_percent_of_its_cores_taken():
 def test_who_only_shares_the_host_cannot_be_stopped():
     finding = busy_machine(foreign_cores=0.6, stolen_cores=0.5, usable_cores=2, names=["sshd"])
     assert finding.message == (
-        "others kept 0.6 of 2 usable cores busy (other virtual machines on this host)"
+        "others kept 0.6 of 2 usable cores busy (withheld by the hypervisor)"
     )
-    assert finding.advice == "wait until they rest, or measure on a host of your own"
+    assert finding.advice == "wait until its other machines rest, or measure on a host of your own"
