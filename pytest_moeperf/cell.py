@@ -19,9 +19,10 @@ from pytest_moeperf.report.verdict import FAILING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pytest_moeperf.measurement import MeasuredCell
     from pytest_moeperf.memory import Architecture
     from pytest_moeperf.metrics import SLO
-    from pytest_moeperf.run import MeasuredCell, Run
+    from pytest_moeperf.run import Run
     from pytest_moeperf.server import RunningServer, Shutdown
     from pytest_moeperf.session import MoeperfSession, NamedServer
     from pytest_moeperf.workload import Workload
@@ -212,7 +213,7 @@ class Cell:
             conclude(item, session, session.judge(item, self.measured, ()))
 
     def over(self, other: Cell, metric: str) -> Ratio:
-        """This cell's `metric` divided by the other's, repeat by repeat."""
+        """This cell's `metric` divided by the other's, turn by turn."""
         for cell in (self, other):
             cell.require_valid()
         return Ratio(self.measure, self, other, metric)
@@ -237,10 +238,9 @@ class Ratio:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The ratio in every repeat that both cells have."""
+        """The ratio in every turn in which both cells had a valid repeat."""
         return gate.paired_ratios(
-            self.above.measured.result.values(self.metric),
-            self.below.measured.result.values(self.metric),
+            self.above.measured.by_turn(self.metric), self.below.measured.by_turn(self.metric)
         )
 
     def within(self, lower: float | None, upper: float | None, *, why: str) -> None:

@@ -259,10 +259,18 @@ def _after(verdict: Verdict, look: int) -> Verdict:
 
 
 def paired_ratios(
-    numerators: Sequence[float | None], denominators: Sequence[float | None]
+    numerators: Mapping[int, float | None], denominators: Mapping[int, float | None]
 ) -> tuple[float, ...]:
-    """Divide repeat by repeat; pairs with a hole or a zero below are left out."""
-    pairs = zip(numerators, denominators, strict=False)
+    """Divide turn by turn; pairs with a hole or a zero below are left out.
+
+    Cells that never had a turn together are divided in the order of their repeats.
+    """
+    turns = sorted(numerators.keys() & denominators.keys())
+    pairs = (
+        ((numerators[turn], denominators[turn]) for turn in turns)
+        if turns
+        else zip(numerators.values(), denominators.values(), strict=False)
+    )
     return tuple(above / below for above, below in pairs if above is not None and below)
 
 

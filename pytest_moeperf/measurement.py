@@ -13,7 +13,7 @@ from pytest_moeperf.client import Target
 from pytest_moeperf.datasets import Data
 from pytest_moeperf.errors import ServerHungError
 from pytest_moeperf.gpuhealth import gpu_findings
-from pytest_moeperf.records import Finding, GpuReading, RepeatRecord, Sample
+from pytest_moeperf.records import CellResult, Finding, GpuReading, RepeatRecord, Sample, ServerSpec
 from pytest_moeperf.timeline import Timeline
 from pytest_moeperf.workload import plan
 
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from pytest_moeperf.server import RunningServer
     from pytest_moeperf.workload import Plan, Workload
 
-__all__ = ["Announce", "CellMeasurement", "Rules", "interleave"]
+__all__ = ["Announce", "CellMeasurement", "MeasuredCell", "Rules", "interleave"]
 
 Announce = Callable[[str, str], None]
 """Is told what is being waited for and, often, how far it is."""
 
 BUSY = "busy_machine"
 STALL = "stall"
-LOOK_AROUND_S = 5.0
-"""So long others are watched before they are taken to be quiet."""
+LOOK_AROUND_S = 4.0
+"""Between two looks at what others do."""
+LOOK_S = 1.0
 WARM_UP_SEED = 1_000_000
 """Warm-up plays use prompts that no repeat uses, so that they cannot fill a cache for it."""
 
@@ -55,6 +56,7 @@ class Rules:
 class _Play:
     """One play as it looked by itself, with what it takes to compare it with the others."""
 
+    turn: int
     sample: Sample
     pace: validity.Pace
 
@@ -79,6 +81,8 @@ class CellMeasurement:
     announce: Announce
     patience: Patience
     data: Data = field(default_factory=Data)
+    neighbours: Callable[[], Sequence[RunningServer]] = tuple
+    """Gives the other servers on the same cores."""
     samples: list[Sample] = field(default_factory=list)
     discarded: list[Sample] = field(default_factory=list)
     warm_up_samples: list[Sample] = field(default_factory=list)
@@ -86,6 +90,8 @@ class CellMeasurement:
     warmup_reason: str = ""
     """Why warm-up ended; empty before."""
     timeline: Timeline = field(default_factory=lambda: Timeline(time.monotonic))
+    by_turn: dict[int, Sample] = field(default_factory=dict)
+    """The valid repeats by the round of `interleave` that they were played in."""
     _plays: list[_Play] = field(default_factory=list)
     _warm_paces: list[validity.Pace] = field(default_factory=list)
 
@@ -94,8 +100,8 @@ class CellMeasurement:
 
         First comes the workload itself, which shows what a cold server does; then the server meets
         the shapes that it lacks; then the workload is played until the rule is met. A warm server
-        needs the shapes that are new to it on a GPU, and nothing on a CPU. An attached server may
-        have either, and gets one play.
+        needs the shapes that are new to it on a GPU, and nothing on a CPU. An attached one may have
+        either, and plays the workload once.
         """
         server = self.server
         drills = self._drills() if server.gpu_ids else ()
@@ -110,7 +116,7 @@ class CellMeasurement:
                 self._drill(drill, f"warm-up, shape {number}/{len(drills)}")
             while not rule.over:
                 rule.observe(self._warm_up_play())
-        server.warm = True
+        server.warm = bool(rule.evidence)
         self.warmup_reason = rule.reason
 
     def _rule(self) -> warmup.Rule:
@@ -126,8 +132,9 @@ class CellMeasurement:
     def _drill(self, drill: warmup.Drill, what: str) -> None:
         ids = range(self.model.first_id, self.model.vocab_size)
         generator = random.Random(repr(drill))  # noqa: S311 - load, not secrets
-        self._play(warmup.drill_plan(drill, ids, generator), what)
-        self.server.met.add(drill)
+        played = self._play(warmup.drill_plan(drill, ids, generator), what)
+        if not any(request.error for request in played.requests):
+            self.server.met.add(drill)
 
     def _warm_up_play(self) -> validity.Pace:
         number = len(self.warm_up_samples) + 1
@@ -148,13 +155,14 @@ class CellMeasurement:
             discarded=[],
             warm_up_samples=[*self.warm_up_samples],
             warmup_reason="",
+            by_turn={},
             _plays=[],
             _warm_paces=[*self._warm_paces],
         )
 
-    def extend(self) -> None:
-        """Ask for as many repeats again: a doubtful verdict deserves a second look."""
-        self.rules = replace(self.rules, repeats=2 * self.rules.repeats)
+    def extend(self, repeats: int) -> None:
+        """Ask for so many repeats more: a doubtful verdict deserves a second look."""
+        self.rules = replace(self.rules, repeats=self.rules.repeats + repeats)
 
     @property
     def finished(self) -> bool:
@@ -166,8 +174,16 @@ class CellMeasurement:
         """Whether the cell is INVALID."""
         return len(self.discarded) > self.rules.max_invalid
 
-    def repeat(self) -> None:
-        """Play once more and keep the sample where it belongs."""
+    def repeat(self, turn: int) -> None:
+        """Play until there is a valid repeat for this turn, or the cell is INVALID.
+
+        One that is measured again thus has its turn beside the others' all the same.
+        """
+        while turn not in self.by_turn and not self.finished:
+            self._repeat(turn)
+
+    def _repeat(self, turn: int) -> None:
+        """Play once and keep the sample where it belongs."""
         seed = len(self._plays)
         with self.timeline.during("measuring"):
             watched = self._watched(self._plan(seed), self._next)
@@ -187,7 +203,7 @@ class CellMeasurement:
             ),
             gpus=watched.gpus,
         )
-        self._plays.append(_Play(sample, self._pace(watched.played, values)))
+        self._plays.append(_Play(turn, sample, self._pace(watched.played, values)))
         self._sort()
         if any(finding.code == BUSY for finding in sample.findings) and not self.exhausted:
             self._await_calm()
@@ -199,7 +215,7 @@ class CellMeasurement:
     def _watched(self, requests: Plan, what: str) -> _Watched:
         """Play while the machine is watched: its GPUs where the server has some, else its cores."""
         if not self.server.gpu_ids:
-            watch = probe.BusyWatch()
+            watch = probe.BusyWatch([each.pid for each in self.neighbours() if each.pid])
             played = self._play(requests, what)
             return _Watched(played, disturbances=self._disturbances(watch.bystanders()))
         from pytest_moeperf.telemetry import GpuWatch  # noqa: PLC0415 - NVML, on a GPU alone
@@ -241,15 +257,21 @@ class CellMeasurement:
             for play in self._plays
         ]
         self.samples = [sample for sample in samples if sample.valid]
+        self.by_turn = {}
+        for play, sample in zip(self._plays, samples, strict=True):
+            if sample.valid:
+                self.by_turn.setdefault(play.turn, sample)
         self.discarded = [sample for sample in samples if not sample.valid]
 
     def _await_calm(self) -> None:
-        """Wait until others leave the machine alone, as long as patience lasts."""
-        while True:
+        """Wait until others leave the machine alone, as long as patience lasts.
+
+        Most of the time it idles, for others who wait like this must not see it as busy.
+        """
+        while self.patience.spend(LOOK_AROUND_S):
             watch = probe.BusyWatch()
             with probe.full_load():
-                if not self.patience.spend(LOOK_AROUND_S):
-                    return
+                time.sleep(LOOK_S)
             others = watch.bystanders()
             if not self._disturbances(others):
                 return
@@ -261,7 +283,7 @@ class CellMeasurement:
         found = validity.busy_machine(
             foreign_cores=others.cores,
             stolen_cores=others.stolen_cores,
-            usable_cores=len(probe.core_ids()),
+            usable_cores=probe.usable_cores(),
             names=others.names[:3],
         )
         return () if found is None else (found,)
@@ -278,6 +300,8 @@ class CellMeasurement:
         )
 
     def _play(self, requests: Plan, what: str) -> RepeatRecord:
+        for neighbour in self.neighbours():
+            neighbour.await_rest()
         try:
             self.server.reset_prefix_cache()
             with self.server.observe() as observed:
@@ -322,36 +346,47 @@ def _memory_gib(gpus: Sequence[GpuReading]) -> float | None:
     return sum(used) if used and len(used) == len(gpus) else None
 
 
-def interleave(cells: Iterable[CellMeasurement]) -> None:
+def interleave(cells: Iterable[CellMeasurement], *, turn: int = 0) -> int:
     """Warm up the cells that are cold, then play all in turns until each is finished.
 
     Turns keep a slow change of the machine out of the ratio of two cells. Each round goes back the
     way that the one before it came, so that a steady change adds as much to one cell as to another,
     and a server follows itself as often as it can.
+
+    Args:
+        cells: In any order; those of a server are played one after the other.
+        turn: Number of the first round.
+
+    Returns:
+        The number that a next round would have.
     """
     cells = list(cells)
     servers = list(dict.fromkeys(cell.server.start_id for cell in cells))
     waiting = sorted(cells, key=lambda cell: servers.index(cell.server.start_id))
-    turns = _Turns()
     for cell in waiting:
         if not cell.warmup_reason:
-            turns.come_to(cell)
             cell.warm_up()
     while waiting := [cell for cell in reversed(waiting) if not cell.finished]:
         for cell in waiting:
-            turns.come_to(cell)
-            cell.repeat()
+            cell.repeat(turn)
+        turn += 1
+    return turn
 
 
 @dataclass(slots=True)
-class _Turns:
-    """Which server had the last turn."""
+class MeasuredCell:
+    """A cell that was measured, and can be measured on."""
 
-    last: RunningServer | None = None
+    result: CellResult
+    spec: ServerSpec
+    measurement: CellMeasurement | None = None
+    """None where no load was played."""
+    confirmed: bool = False
+    """It was looked at a second time."""
 
-    def come_to(self, cell: CellMeasurement) -> None:
-        """Let a server that has used the same cores rest first: it spins for work that may come."""
-        last, self.last = self.last, cell.server
-        if last is not None and last is not cell.server and not cell.server.gpu_ids:
-            with cell.timeline.during("measuring"):
-                last.await_rest()
+    def by_turn(self, metric: str) -> dict[int, float | None]:
+        """The metric in every repeat that was valid, by the turn in which it was played."""
+        if self.measurement is None:
+            return dict(enumerate(self.result.values(metric)))
+        played = self.measurement.by_turn
+        return {turn: sample.values.get(metric) for turn, sample in played.items()}

@@ -148,6 +148,10 @@ class ServerPool:
         """The servers that were not stopped, the one unused longest first."""
         return tuple(self._servers.values())
 
+    def beside(self, server: RunningServer) -> tuple[RunningServer, ...]:
+        """The other servers that run."""
+        return tuple(other for other in self.running if other is not server and other.alive)
+
     def acquire(self, spec: ServerSpec, model: ModelDirectory) -> RunningServer:
         """Return the running server of `spec`, or start it once there is room.
 

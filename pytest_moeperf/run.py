@@ -17,10 +17,16 @@ from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.enginespec import parse_engine
 from pytest_moeperf.errors import MoeperfError, ServerError
 from pytest_moeperf.identity import cell_name, fingerprint, remote_host, workload_identity
-from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
+from pytest_moeperf.measurement import (
+    Announce,
+    CellMeasurement,
+    MeasuredCell,
+    Rules,
+    interleave,
+)
 from pytest_moeperf.patience import Patience
 from pytest_moeperf.placement import in_turns
-from pytest_moeperf.probe import memory_copy_gib_per_s
+from pytest_moeperf.probe import CopySpeed
 from pytest_moeperf.records import (
     CellResult,
     EngineInstall,
@@ -67,18 +73,6 @@ class Settings:
     weights: Weights = "auto"
 
 
-@dataclass(slots=True)
-class MeasuredCell:
-    """A cell that was measured, and can be measured on."""
-
-    result: CellResult
-    spec: ServerSpec
-    measurement: CellMeasurement | None = None
-    """None where no load was played."""
-    confirmed: bool = False
-    """It was looked at a second time."""
-
-
 _Cell = tuple[ServerSpec, Workload]
 _Key = tuple[_Cell, "SLO | None", tuple[_Cell, ...]]
 """What was measured, and on a CPU in turns with what."""
@@ -93,6 +87,9 @@ class Run:
         self.patience = Patience()
         self._told = announce
         self._stage = ""
+        self._copy_speed = CopySpeed()
+        self._turn = 0
+        """Of the next round of cells that take turns."""
         self._engines: dict[str, EngineInstall] = {}
         self._models: dict[tuple[str, tuple[tuple[str, int], ...]], ModelDirectory] = {}
         self._measured: dict[_Key, MeasuredCell] = {}
@@ -226,7 +223,8 @@ class Run:
             return False
         measurement = cell.measurement.anew()
         interleave([measurement])
-        self._keep(cell, measurement)
+        # Its own repeats stay: they were played in turns with those that ratios divide them by.
+        cell.result = self._on_first_start(cell, measurement)
         return True
 
     def measure(self, spec: ServerSpec, workload: Workload, *, slo: SLO | None) -> MeasuredCell:
@@ -243,6 +241,7 @@ class Run:
         company = () if self.hardware.gpus else tuple(pairs)
         keys = {pair: (pair, slo, company) for pair in pairs}
         missing = [pair for pair, key in keys.items() if key not in self._measured]
+        turn = self._turn
         for turns in self._in_turns([spec for spec, _ in missing]):
             together = [missing[index] for index in turns]
             cells = [self._begin(spec, workload, slo) for spec, workload in together]
@@ -251,7 +250,7 @@ class Run:
                     f"{gone[0].model.name} had to make room for {cells[-1].model.name}: this "
                     "machine cannot run both at once, which a comparison in turns needs"
                 )
-            interleave(cells)
+            self._turn = max(self._turn, interleave(cells, turn=turn))
             for pair, cell in zip(together, cells, strict=True):
                 spec, _ = pair
                 self._measured[keys[pair]] = MeasuredCell(self._result(spec, cell), spec, cell)
@@ -267,14 +266,14 @@ class Run:
         Where a server was replaced meanwhile, all are measured anew on those that run now. False
         where nothing can be added: they were looked at twice already, or nothing was played.
         """
-        doubtful = [cell for cell in cells if cell.measurement is not None and not cell.confirmed]
-        played = [cell.measurement for cell in doubtful if cell.measurement is not None]
-        if not played or any(each.exhausted for each in played):
+        played = [cell.measurement for cell in cells if cell.measurement is not None]
+        exhausted = any(each.exhausted for each in played)
+        if all(cell.confirmed for cell in cells) or len(played) < len(cells) or exhausted:
             return False
-        turns = self._in_turns([cell.spec for cell in doubtful])
-        return all(self._confirm_in_turns([doubtful[index] for index in group]) for group in turns)
+        turn, groups = self._turn, self._in_turns([cell.spec for cell in cells])
+        return all(self._confirm_in_turns([cells[at] for at in group], turn) for group in groups)
 
-    def _confirm_in_turns(self, cells: Sequence[MeasuredCell]) -> bool:
+    def _confirm_in_turns(self, cells: Sequence[MeasuredCell], turn: int) -> bool:
         playing = [cell.measurement for cell in cells if cell.measurement is not None]
         if not all(each.server.alive for each in playing):
             specs = [cell.spec for cell in cells]
@@ -282,18 +281,17 @@ class Run:
             if not all(each.server.alive for each in playing):
                 return False
         for each in playing:
-            each.extend()
-        interleave(playing)
+            each.extend(self.settings.rules.repeats)
+        self._turn = max(self._turn, interleave(playing, turn=turn))
         for cell, each in zip(cells, playing, strict=True):
-            self._keep(cell, each)
-            cell.confirmed = True
+            cell.measurement, cell.confirmed = each, True
+            cell.result = self._on_first_start(cell, each)
         return True
 
-    def _keep(self, cell: MeasuredCell, measurement: CellMeasurement) -> None:
-        """Let these repeats be the cell's first start; what was bought for it stays."""
+    def _on_first_start(self, cell: MeasuredCell, measurement: CellMeasurement) -> CellResult:
+        """The result with these repeats as its first start; what was bought for it stays."""
         before = cell.result
-        cell.measurement = measurement
-        cell.result = replace(
+        return replace(
             self._result(cell.spec, measurement),
             bought=before.bought,
             against=before.against,
@@ -319,6 +317,7 @@ class Run:
         data = load_data(workload, tokenizer=model.path / "tokenizer.json")
         return CellMeasurement(
             *(server, model, workload, rules, self.announce, self.patience, data),
+            neighbours=lambda: () if self.hardware.gpus else self.pool.beside(server),
             timeline=self.timeline,
         )
 
@@ -373,7 +372,8 @@ class Run:
         environment = dict(server.environment)
         # How fast the CPU beside a GPU copies says nothing of the GPU.
         if remote_host(server.install) is None and not self.hardware.gpus:
-            environment[gate.SPEED] = f"{memory_copy_gib_per_s():.2f}"
+            speed = self._copy_speed.gib_per_s(server.await_rest)
+            environment |= {gate.SPEED: f"{speed:.2f}"} if speed is not None else {}
         if ignored := self.settings.rules.ignored_findings:
             environment["ignored_findings"] = ", ".join(sorted(ignored))
         return environment

@@ -21,10 +21,11 @@ from pytest_moeperf.records import CellResult, Outcome, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from pytest_moeperf.measurement import MeasuredCell
     from pytest_moeperf.policy import Policy
     from pytest_moeperf.records import ServerSpec
     from pytest_moeperf.references import Reference, References
-    from pytest_moeperf.run import MeasuredCell, Run
+    from pytest_moeperf.run import Run
 
 __all__ = ["Budget", "Limits", "Sampler"]
 

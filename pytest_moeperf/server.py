@@ -125,6 +125,8 @@ class RunningServer:
     met: Met = field(default_factory=Met)
     """The shapes of load that it has met, so that they need no warm-up again."""
     _ready_at: float = field(default_factory=time.monotonic)
+    _rests: bool = False
+    """Whether nothing was asked of it since it last left the cores."""
 
     @property
     def pid(self) -> int | None:
@@ -167,6 +169,10 @@ class RunningServer:
         """What this start cost so far."""
         stopping_s = self.shutdown.seconds if self.shutdown is not None else 0.0
         return Life(self.spec, startup_s=self.startup_s or 0.0, stopping_s=stopping_s)
+
+    def is_asked(self) -> None:
+        """Note that it works from now on."""
+        self._rests = False
 
     def check_alive(self) -> None:
         """Raise `ServerDiedError` with the end of its log if the process is gone; cheap."""
@@ -228,6 +234,7 @@ class RunningServer:
     @contextmanager
     def observe(self) -> Iterator[Observation]:
         """Watch counters and log while the block runs; read the result after it."""
+        self.is_asked()
         before = self.counters()
         mark = self.log.mark() if self.log is not None else 0
         observation = Observation()
@@ -237,10 +244,14 @@ class RunningServer:
         self.kv_block_tokens = int(after.get("kv_block_tokens", self.kv_block_tokens))
         observation.log = self.log_lines(mark)
 
-    def await_rest(self) -> None:
-        """Wait until it leaves the cores to others: an engine spins for a while for new work."""
-        if self.process is not None:
-            await_rest(self.process.pid, patience_s=REST_S)
+    def await_rest(self) -> bool:
+        """Wait until it leaves the cores to others: an engine spins for a while for new work.
+
+        False where it still spins after three seconds.
+        """
+        if not self._rests and self.process is not None:
+            self._rests = await_rest(self.process.pid, patience_s=REST_S)
+        return self._rests or self.process is None
 
     def stop(self) -> float:
         """End it and everything it started; return the seconds that took, 0 if attached.

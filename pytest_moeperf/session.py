@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.counting import CountedCell, Counter
     from pytest_moeperf.hardware import Hardware
+    from pytest_moeperf.measurement import MeasuredCell
     from pytest_moeperf.records import RoutingRecord, ServerSpec
     from pytest_moeperf.references import References
     from pytest_moeperf.report.model import SessionReport
-    from pytest_moeperf.run import MeasuredCell, Run
+    from pytest_moeperf.run import Run
     from pytest_moeperf.sampling import Sampler
 
 __all__ = ["SESSION", "MoeperfSession", "NamedServer"]
@@ -144,8 +145,7 @@ class MoeperfSession:
             names = {text: parse_engine(text).engine for text in self.options.engines}
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
-        alone = len(set(names.values())) == len(names)
-        return {text: name if alone else text for text, name in names.items()}
+        return names if len(set(names.values())) == len(names) else {text: text for text in names}
 
     def header(self) -> str:
         """The line of `pytest`'s header; it must not look for hardware, which takes time."""
@@ -185,8 +185,8 @@ class MoeperfSession:
         if reporter is not None and self.config.option.verbose >= 0:
             labels = ", ".join(engine.label for engine in engines)
             labels += "".join(f" against {engine.label}" for engine in old)
-            hardware = self.run.hardware
-            reporter.write_line(f"moeperf: {hardware.name} ({hardware.label}), {labels}")
+            here = f"{self.run.hardware.name} ({self.run.hardware.label})"
+            reporter.write_line(f"moeperf: {here}, {labels}")
 
     def spec(self, server: NamedServer) -> ServerSpec:
         """The server's spec with engine and weights resolved."""

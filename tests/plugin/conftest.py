@@ -95,9 +95,10 @@ def test_single_stream(measure, moe):
 """One cell with two gates."""
 
 STEADY_MACHINE = """\
-from pytest_moeperf import patience, run, validity, warmup
+from pytest_moeperf import patience, probe, server, validity, warmup
 
-run.memory_copy_gib_per_s = lambda: 10.0
+probe.memory_copy_gib_per_s = lambda: 10.0
+server.await_rest = lambda pid, patience_s: True
 patience.PAUSES_S = (0.0,)
 validity.client_limits = lambda repeat: ()
 warmup.Steady = warmup.Proof = warmup.Once
@@ -137,7 +138,9 @@ def surroundings(monkeypatch, tmp_path_factory):
         monkeypatch.delenv(name, raising=False)
     # Sessions in processes of their own start in half the time.
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    monkeypatch.setattr("pytest_moeperf.run.memory_copy_gib_per_s", lambda: 10.0)
+    monkeypatch.setattr("pytest_moeperf.probe.memory_copy_gib_per_s", lambda: 10.0)
+    # A fake does not spin for work, and to see that takes as long as a play.
+    monkeypatch.setattr("pytest_moeperf.server.await_rest", lambda _pid, **_: True)
     monkeypatch.setattr("pytest_moeperf.patience.PAUSES_S", (0.0,))
     # A client that others keep from its core says so, as it should.
     monkeypatch.setattr("pytest_moeperf.validity.client_limits", lambda _repeat: ())

@@ -116,7 +116,7 @@ def test_a_failing_test_records_nothing_of_the_cells_that_it_did_not_reach(suite
 
 
 def test_a_machine_that_got_slower_itself_skips_and_blames_it(recorded, slow_suite, monkeypatch):
-    monkeypatch.setattr("pytest_moeperf.run.memory_copy_gib_per_s", lambda: 5.0)
+    monkeypatch.setattr("pytest_moeperf.probe.memory_copy_gib_per_s", lambda: 5.0)
     slow_suite.script(ttft_ms=20, itl_ms=60)
     outcome = slow_suite.run("-rs")
     outcome.counts(skipped=1)

@@ -344,8 +344,15 @@ def test_other_outcomes_need_no_second_look(outcome):
     assert not gate.doubtful(cell(Outcome(outcome)))
 
 
-def test_ratios_pair_repeats_and_leave_out_holes():
-    assert gate.paired_ratios((10.0, None, 30.0, 8.0), (5.0, 2.0, 0.0)) == (2.0,)
+def test_ratios_are_of_the_turns_that_both_have():
+    above = {0: 10.0, 2: 30.0, 3: 8.0, 4: None}
+    below = {0: 5.0, 1: 2.0, 3: 4.0, 4: 1.0}
+    assert gate.paired_ratios(above, below) == (2.0, 2.0)
+
+
+def test_ratios_of_cells_that_had_no_turn_together_go_by_their_order():
+    above, below = {0: 10.0, 1: None, 2: 30.0, 3: 8.0}, {7: 5.0, 8: 2.0, 9: 0.0}
+    assert gate.paired_ratios(above, below) == (2.0,)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Which plays of a cell count, and what is played before them."""
 
-import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -83,12 +82,14 @@ class Watch:
 @pytest.fixture
 def measured(monkeypatch):
     """Measures plays with these silences in ms, on a quiet machine and a server that is warm."""
-    monkeypatch.setattr(measurement.probe.BusyWatch, "bystanders", lambda _: Bystanders(cores=0.0))
+    monkeypatch.setattr(measurement.probe.BusyWatch, "bystanders", lambda _: Bystanders())
     monkeypatch.setattr("pytest_moeperf.telemetry.GpuWatch", Watch)
     monkeypatch.setattr(measurement.validity, "find", lambda *_, **__: ())
     sent = []
 
-    def measure(*plays, gpu_ids=("GPU-0",), warm=True, met=None, attached=False, **rules):
+    def measure(
+        *plays, gpu_ids=("GPU-0",), warm=True, met=None, attached=False, neighbours=tuple, **rules
+    ):
         left = iter(play_of(each) if isinstance(each, int) else each for each in plays)
 
         def play(target, requests, **_):
@@ -102,6 +103,7 @@ def measured(monkeypatch):
         cell = CellMeasurement(
             *(Server(gpu_ids, warm=warm, met=known, attached=attached), model, LOAD),
             *(Rules(**rules), lambda *_: None, Patience(sleep=lambda _: None)),
+            neighbours=neighbours,
             timeline=Timeline(clock=iter(range(1000)).__next__),
         )
         interleave([cell])
@@ -257,10 +259,9 @@ def test_the_time_is_shared_between_warm_up_and_measuring(measured):
 class Turn:
     """A cell that notes when it is played."""
 
-    timeline = Timeline(time.monotonic)
-
     def __init__(self, server, notes, *, repeats=3):
-        self.server, self.notes, self.left, self.warmup_reason = server, notes, repeats, ""
+        self.server, self.notes, self.left = SimpleNamespace(start_id=server), notes, repeats
+        self.warmup_reason = ""
 
     @property
     def finished(self):
@@ -269,34 +270,49 @@ class Turn:
     def warm_up(self):
         self.notes.append(f"warm up {self.server.start_id}")
 
-    def repeat(self):
+    def repeat(self, turn):
         self.left -= 1
-        self.notes.append(self.server.start_id)
+        self.notes.append(f"{turn} {self.server.start_id}")
 
 
-def server_of(name, notes, *, gpu_ids=()):
-    return SimpleNamespace(
-        start_id=name, gpu_ids=gpu_ids, await_rest=lambda: notes.append(f"{name} rests")
-    )
-
-
-def test_rounds_go_back_and_forth_and_wait_for_the_server_that_had_the_cores():
+def test_rounds_go_back_and_forth_and_each_has_its_number():
     notes = []
-    moe, dense = (server_of(name, notes) for name in ("moe", "dense"))
-    interleave([Turn(moe, notes), Turn(dense, notes), Turn(moe, notes, repeats=1)])
+    cells = [Turn("moe", notes), Turn("dense", notes), Turn("moe", notes, repeats=1)]
+    assert interleave(cells, turn=7) == 10
     assert notes == [
-        *("warm up moe", "warm up moe", "moe rests", "warm up dense"),
-        *("dense", "dense rests", "moe", "moe"),
-        *("moe", "moe rests", "dense"),
-        *("dense", "dense rests", "moe"),
+        *("warm up moe", "warm up moe", "warm up dense"),
+        *("7 dense", "7 moe", "7 moe"),
+        *("8 moe", "8 dense"),
+        *("9 dense", "9 moe"),
     ]
 
 
-def test_servers_with_gpus_need_not_wait_for_each_other():
-    notes = []
-    one, other = (server_of(name, notes, gpu_ids=(name,)) for name in ("one", "other"))
-    interleave([Turn(one, notes, repeats=1), Turn(other, notes, repeats=1)])
-    assert notes == ["warm up one", "warm up other", "other", "one"]
+def test_a_repeat_that_is_measured_again_has_its_turn_all_the_same(measured, monkeypatch):
+    found = SimpleNamespace(code="failed_requests")
+    answers = iter([(), (found,), (), ()])
+    monkeypatch.setattr(measurement.validity, "find", lambda *_, **__: next(answers))
+    cell = measured(10, 10, 10, 10)
+    assert {turn: sample.seed for turn, sample in cell.by_turn.items()} == {0: 0, 1: 2, 2: 3}
+
+
+def test_before_each_play_the_other_servers_rest_and_their_work_is_foreign(measured, monkeypatch):
+    rests, watched = [], []
+    neighbour = SimpleNamespace(pid=815, await_rest=lambda: rests.append(True))
+    monkeypatch.setattr(
+        measurement.probe,
+        "BusyWatch",
+        lambda strangers: watched.append(strangers) or SimpleNamespace(bystanders=Bystanders),
+    )
+    measured(10, 10, 10, gpu_ids=(), neighbours=lambda: (neighbour,))
+    assert len(rests) == 3
+    assert watched == [[815]] * 3
+
+
+def test_a_server_that_never_got_steady_is_not_taken_for_warm(measured):
+    faster = [2000, 1500, 1000, 500, 100]
+    cell = measured(*faster, 10, 10, 10, gpu_ids=(), warm=False)
+    assert cell.warmup_reason == "not steady after 5 plays, the most there may be"
+    assert not cell.server.warm
 
 
 def test_after_a_busy_repeat_the_machine_is_watched_at_work(measured, monkeypatch):
@@ -309,7 +325,8 @@ def test_after_a_busy_repeat_the_machine_is_watched_at_work(measured, monkeypatc
         yield
 
     monkeypatch.setattr(measurement.probe, "full_load", full_load)
-    monkeypatch.setattr(measurement.probe, "core_ids", lambda: (0, 1))
+    monkeypatch.setattr(measurement.probe, "usable_cores", lambda: 2)
+    monkeypatch.setattr(measurement.time, "sleep", lambda _: None)
     monkeypatch.setattr(
         measurement.probe.BusyWatch,
         "bystanders",
@@ -319,5 +336,5 @@ def test_after_a_busy_repeat_the_machine_is_watched_at_work(measured, monkeypatc
     assert seeds(cell.discarded) == [1]
     assert len(at_work) == 2
     assert cell.discarded[0].findings[0].message == (
-        "others kept 1.5 of 2 usable cores busy (other virtual machines on this host)"
+        "others kept 1.5 of 2 usable cores busy (withheld by the hypervisor)"
     )

@@ -9,10 +9,10 @@ import pytest
 
 from pytest_moeperf.baseline import Baseline, EngineProvenance
 from pytest_moeperf.errors import ServerStartError
+from pytest_moeperf.measurement import MeasuredCell
 from pytest_moeperf.patience import Patience
 from pytest_moeperf.records import CellResult, EngineInstall, Outcome, ServerSpec
 from pytest_moeperf.references import Reference
-from pytest_moeperf.run import MeasuredCell
 from pytest_moeperf.sampling import Budget, Limits, Sampler
 
 TPOT = "tpot_ms.p50"
