@@ -3,12 +3,21 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_moeperf.errors import ServerStartError
-from pytest_moeperf.measurement import Rules
-from pytest_moeperf.records import EngineInstall, ServerSpec
+from pytest_moeperf.measurement import MeasuredCell, Rules
+from pytest_moeperf.records import CellResult, EngineInstall, ServerSpec
 from pytest_moeperf.run import Run, Settings
 from pytest_moeperf.timeline import TimeSpent
 
 SPEC = ServerSpec("tiny")
+RESULT = CellResult(
+    cell="tiny.burst",
+    test="",
+    server="tiny",
+    engine="vllm",
+    workload="burst",
+    fingerprint=None,
+    start=None,
+)
 
 
 @pytest.fixture
@@ -52,3 +61,54 @@ def test_a_server_that_never_became_ready_took_its_time_all_the_same(run):
         with pytest.raises(ServerStartError):
             run.serve(SPEC)
     assert run.time_spent == TimeSpent(starting_s=12.5)
+
+
+class Played:
+    """The measurement of a cell on a server that runs, as far as a run asks for it."""
+
+    exhausted = False
+    server = SimpleNamespace(alive=True)
+
+    def __init__(self):
+        self.more = []
+
+    def extend(self, repeats):
+        self.more.append(repeats)
+
+    def anew(self):
+        return Played()
+
+
+@pytest.fixture
+def turns(run, monkeypatch):
+    """Two cells of a run, and the number of the first round of whatever is played on."""
+    began = []
+
+    def interleave(cells, *, turn=0):
+        began.append((len(cells), turn))
+        return turn + 3
+
+    monkeypatch.setattr("pytest_moeperf.run.interleave", interleave)
+    monkeypatch.setattr(run, "_in_turns", lambda specs: [range(len(specs))])
+    monkeypatch.setattr(run, "_result", lambda _spec, _played: RESULT)
+    run._turn = 6
+    cells = [MeasuredCell(RESULT, SPEC, Played()) for _ in range(2)]
+    return SimpleNamespace(cells=cells, began=began)
+
+
+def test_a_ratio_is_confirmed_on_both_its_cells_though_one_was_before(run, turns):
+    one, other = turns.cells
+    other.confirmed = True
+    assert run.confirm([one, other])
+    assert turns.began == [(2, 6)]
+    assert one.measurement.more == other.measurement.more == [1]
+    assert one.confirmed
+    assert not run.confirm([one, other])
+    assert run._turn == 9
+
+
+def test_a_further_look_leaves_the_repeats_that_had_turns_with_others(run, turns):
+    cell = turns.cells[0]
+    played = cell.measurement
+    assert run.look_again(cell)
+    assert cell.measurement is played
