@@ -279,6 +279,8 @@ class Sampler:
         limits, lacking = self._limits, case.lacking(need)
         pairs = f"A/B of {lacking} more pairs of starts"
         what, servers = (pairs, 2 * lacking) if need is Need.PAIR else ("further start", lacking)
+        if need is Need.PAIR and (failed := self._no_arm.get(case.cell.spec)):
+            return f"no {what}, because {limits.against} failed: {failed}"
         if case.invalid > MOST_INVALID:
             return f"{case.invalid} further starts were invalid"
         if limits.max_starts is not None and case.used + lacking > limits.max_starts:
@@ -305,6 +307,9 @@ class Sampler:
             old = self._old_arm(case, stage)
         if old is not None and new is not None:
             case.add_pair(old, new)
+        elif new is not None:
+            # A start without its counterpart is one like those before the A/B.
+            case.add_start(new)
 
     def _new_arm(self, case: _Case, stage: str) -> CellResult:
         self._end_old(case)

@@ -62,8 +62,6 @@ def assess(evidence: Evidence, policy: Policy, *, prior: Prior, p_limit: float) 
     case = Case.of(evidence, policy, prior, p_limit)
     if not (case.today or case.new):
         return _settled(unmeasured(evidence.metric, _flat(evidence.today)))
-    if not case.stored and not case.can_pair:
-        return _settled(no_baseline(evidence.metric, _flat(evidence.today)))
     screened = _screen(case)
     look = max((look for look in policy.looks if look <= case.pairs), default=0)
     return _duel(case, look, screened) if look else screened
@@ -82,7 +80,7 @@ def _screen(case: Case) -> Assessment:
     if not (case.today and case.stored):
         # The old engine alone can tell, and has not run often enough.
         verdict = no_baseline(case.evidence.metric, _flat(case.evidence.today))
-        return Assessment(verdict=verdict, need=Need.PAIR, p=1.0)
+        return Assessment(verdict=verdict, need=Need.PAIR if case.can_pair else None, p=1.0)
     contrast = case.screened(case.today)
     story = _Story(case, contrast)
     if case.better(contrast):
@@ -182,7 +180,7 @@ class _Story:
         case, contrast = self.case, self.contrast
         beyond = contrast.effect_log < -case.policy.tolerance_log
         if beyond and contrast.p_worse <= case.p_limit:
-            if case.can_pair:
+            if case.can_pair or self.pairs:
                 return "whether engine or machine is slower, the old engine has to show"
             if case.explained_by_gpu(contrast):
                 return "the baseline is of another GPU, and two of a product differ by up to 3 %"

@@ -109,8 +109,8 @@ class Case:
 
     @property
     def can_pair(self) -> bool:
-        """Whether the old engine can be asked."""
-        return self.evidence.can_pair or bool(self.pairs)
+        """Whether the old engine can be asked, or asked again; it may have failed meanwhile."""
+        return self.evidence.can_pair
 
     @property
     def pairs(self) -> int:

@@ -20,6 +20,9 @@ NEW = EngineInstall(engine="vllm", distribution="vllm", version="0.32.0", python
 OLD = EngineInstall(engine="vllm", distribution="vllm", version="0.31.0", python=Path("/old"))
 SPEC = ServerSpec("mini-moe").on(NEW)
 USUAL = (20.0, 20.1, 19.9, 20.05, 19.95)
+FAILED = ServerStartError("the server ended at once")
+MOST_STARTS = 50
+"""No verdict takes so many: the buying has no end."""
 
 
 class ScriptedRun:
@@ -56,6 +59,7 @@ class ScriptedRun:
 
     def measure_anew(self, _cell, spec):
         self.did.append(self._stage)
+        assert len(self.did) < MOST_STARTS
         return self.result(spec)
 
     def look_again(self, cell):
@@ -94,21 +98,25 @@ def night(make_start, fingerprint):
     """Builds a sampler over stored starts of 20 ms, and what it judges."""
     there = replace(fingerprint, hardware="h200", gpus=("H200",))
 
-    def build(*, new, old=(20.0,), hardware="h200", gates=2, attached=False, **limits):
+    def build(
+        *, new, old=(20.0,), stored=USUAL, hardware="h200", gates=2, attached=False, **limits
+    ):
         at = replace(there, hardware=hardware)
         baseline = Baseline(
             cell="suite/c",
             fingerprint=at,
             starts=tuple(
                 replace(make_start(f"s{n}", tpot=(value,) * 3), session_id=f"s{n}")
-                for n, value in enumerate(USUAL)
+                for n, value in enumerate(stored)
             ),
             created="2026-01-02T03:04:05Z",
             tool="0.1.0",
             engine=EngineProvenance(distribution="vllm", version="0.31.0"),
             expires="2026-12-31",
         )
-        reference = Reference(stored=baseline, priors={TPOT: None}, date="2026-01-03")
+        reference = Reference(
+            stored=baseline if stored else None, priors={TPOT: None}, date="2026-01-03"
+        )
         references = SimpleNamespace(of=lambda _cell, _metrics: reference)
         run = ScriptedRun(make_start, at, new=new, old=old, attached=attached)
         return run, Sampler(run, references, Limits(**limits), gates=gates)
@@ -222,8 +230,7 @@ def test_three_invalid_starts_are_enough(night):
 
 
 def test_an_old_engine_that_fails_is_tried_once(night):
-    failed = ServerStartError("the server ended at once")
-    run, sampler = night(new=(24.0,), old=(failed,), against="vllm==0.31.0")
+    run, sampler = night(new=(24.0,), old=(FAILED,), against="vllm==0.31.0")
     verdict, _ = judged(run, sampler)
     assert (verdict.outcome, verdict.paired) == (Outcome.REGRESSED, False)
     assert "no A/B, because vllm==0.31.0 failed: the server ended at once" in verdict.reason
@@ -231,8 +238,50 @@ def test_an_old_engine_that_fails_is_tried_once(night):
     assert sum("old engine" in each for each in run.did) == 1
 
 
+def test_an_old_engine_that_fails_after_a_pair_leaves_the_verdict_to_the_baseline(night):
+    run, sampler = night(new=(22.0,), old=(20.0, FAILED), against="vllm==0.31.0")
+    verdict, result = judged(run, sampler)
+    assert run.did[1:] == [
+        "A/B pair 1 of up to 5 for suite, old engine",
+        "A/B pair 1 of up to 5 for suite, new engine",
+        "A/B pair 2 of up to 5 for suite, new engine",
+        "A/B pair 2 of up to 5 for suite, old engine",
+        "start 4 of up to 5 for suite",
+        "start 5 of up to 5 for suite",
+    ]
+    assert (verdict.outcome, verdict.paired, verdict.starts) == (Outcome.REGRESSED, False, 5)
+    assert verdict.reason.endswith("no A/B, because vllm==0.31.0 failed: the server ended at once")
+    assert (len(result.old), len(result.new)) == (1, 1)
+
+
+def test_the_new_engines_start_without_its_old_one_is_a_start_among_the_most(night):
+    run, sampler = night(new=(22.0,), old=(20.0, FAILED), against="vllm==0.31.0", max_starts=5)
+    verdict, result = judged(run, sampler)
+    # The first start and the second, one of a pair, one left alone, one without the old engine.
+    assert (len(result.starts), len(result.new)) == (4, 1)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "; no further start within --max-starts 5; no A/B, because" in verdict.reason
+
+
+def test_an_a_b_that_breaks_off_after_its_first_look_is_judged_by_that(night):
+    run, sampler = night(new=(20.9,), old=(20.0, 20.6, 20.0, FAILED), against="vllm==0.31.0")
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, verdict.paired, verdict.starts) == (Outcome.INCONCLUSIVE, True, 3)
+    assert verdict.reason.endswith(
+        "; no A/B of 2 more pairs of starts, because vllm==0.31.0 failed: the server ended at once"
+    )
+    assert len(result.old) == 3
+
+
+def test_without_a_baseline_and_after_one_pair_there_is_nothing_to_judge_by(night):
+    run, sampler = night(new=(22.0,), old=(20.0, FAILED), stored=(), against="vllm==0.31.0")
+    verdict, _ = judged(run, sampler)
+    assert verdict.outcome is Outcome.NO_BASELINE
+    assert verdict.reason.count("failed: the server ended at once") == 1
+
+
 def test_a_new_engine_that_fails_fails_the_test(night):
-    run, sampler = night(new=(24.0, ServerStartError("the server ended at once")))
+    run, sampler = night(new=(24.0, FAILED))
     with pytest.raises(ServerStartError):
         judged(run, sampler)
 
