@@ -6,7 +6,9 @@ import pytest
 
 COUNTING_FIXTURE = "experts"
 """Its servers count; all others are timed."""
-TIMING_FIXTURES = frozenset({"measure", "serve"})
+GATING_FIXTURE = "measure"
+"""Its cells are gated by a p under the session's limit; all else is judged without that limit."""
+TIMING_FIXTURES = frozenset({GATING_FIXTURE, "serve"})
 MEASURING_FIXTURES = TIMING_FIXTURES | {COUNTING_FIXTURE}
 
 ACROSS_ENGINES = "across_engines"
@@ -41,6 +43,12 @@ def times(item: pytest.Item) -> bool:
 def measures(item: pytest.Item) -> bool:
     """Whether the test uses a server."""
     return not MEASURING_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def may_gate(item: pytest.Item) -> bool:
+    """Whether the test may hold cells against their baselines; not if it is marked as skipped."""
+    measured = GATING_FIXTURE in getattr(item, "fixturenames", ())
+    return measured and item.get_closest_marker("skip") is None
 
 
 def required_gpus(item: pytest.Item) -> int:

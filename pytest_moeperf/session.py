@@ -16,7 +16,7 @@ import pytest
 
 from pytest_moeperf import contribution as contributed
 from pytest_moeperf.errors import MoeperfError, UsageError
-from pytest_moeperf.markers import measures
+from pytest_moeperf.markers import may_gate, measures
 from pytest_moeperf.options import Options
 from pytest_moeperf.progress import Progress
 from pytest_moeperf.records import CellResult, Outcome, Verdict
@@ -165,8 +165,8 @@ class MoeperfSession:
 
         An xdist worker cannot end the session with a usage error; there the tests fail instead.
         """
-        measuring = sum(measures(item) for item in session.items)
-        self._gates = GATES_A_TEST * measuring
+        measuring = any(measures(item) for item in session.items)
+        self._gates = GATES_A_TEST * sum(may_gate(item) for item in session.items)
         if not measuring or session.config.option.collectonly or self._is_worker:
             return
         from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - only for suites
