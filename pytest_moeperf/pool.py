@@ -131,6 +131,8 @@ class ServerPool:
         """In the order of their last use."""
         self._gpus: dict[str, GpuLease] = {}
         """By the start that they are leased for."""
+        self._died: set[str] = set()
+        """Starts that ended by themselves before they were ended here."""
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +157,8 @@ class ServerPool:
     def acquire(self, spec: ServerSpec, model: ModelDirectory) -> RunningServer:
         """Return the running server of `spec`, or start it once there is room.
 
-        A server that died in between is started anew.
+        Those that ended outside the pool are let go first, with their GPUs; that of `spec` is
+        started anew.
 
         Raises:
             UsageError: See `start_server` and `attach_server`.
@@ -164,14 +167,16 @@ class ServerPool:
         attached = spec.engine is not None and spec.engine.url is not None
         if attached or not self._hardware.gpus:
             self._lease.acquire(on_progress=self._announce)
+        self._drop_ended()
         server = self._servers.pop(spec, None)
-        if server is not None and not server.alive:
-            self._end(server)
-            server = None
         if server is None:
             server = self._open(spec, model)
         self._servers[spec] = server
         return server
+
+    def died(self, server: RunningServer) -> bool:
+        """Whether it ended by itself; not if it was stopped, as after a hang or to make room."""
+        return server.start_id in self._died or (server.shutdown is None and not server.alive)
 
     def stop(self, server: RunningServer) -> Shutdown:
         """End a server; the next use of its spec starts a new one.
@@ -193,8 +198,17 @@ class ServerPool:
                 stack.callback(self._end, server)
             self._servers = {}
 
+    def _drop_ended(self) -> None:
+        """Let go of servers that died, and of those that were stopped after a hang."""
+        for spec, server in tuple(self._servers.items()):
+            if not server.alive:
+                del self._servers[spec]
+                self._end(server)
+
     def _end(self, server: RunningServer) -> None:
         """Stop it and give its GPUs back; its guardian kept them as well until it was gone."""
+        if self.died(server):
+            self._died.add(server.start_id)
         try:
             server.stop()
         finally:

@@ -185,9 +185,9 @@ class Run:
 
         Where it had to make room for another one, that was its end.
         """
-        before = [each.shutdown for each in self._lives.values() if each.spec == spec]
-        if before and before[-1] is not None:
-            return before[-1]
+        before = [each for each in self._lives.values() if each.spec == spec]
+        if before and (ended := before[-1].shutdown) and not self.pool.died(before[-1]):
+            return ended
         server = self.serve(spec)
         self.announce(f"stopping {spec.label}", "")
         return self.pool.stop(server)

@@ -1,6 +1,7 @@
 """Servers are shared, make room for each other, and one session measures at a time."""
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -142,6 +143,46 @@ def test_gpus_are_handed_out_and_taken_back(make_pool, make_spec, model, with_gp
     assert not first.alive
     assert second.alive
     assert third.gpu_ids == ("GPU-0",)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [lambda server: server.process.kill(), lambda server: server.stop()],
+    ids=["died", "stopped after a hang"],
+)
+def test_a_server_that_ended_leaves_its_gpu_to_the_next_one(
+    make_pool, make_spec, model, with_gpus, end
+):
+    pool = make_pool(with_gpus(2))
+    used, ended = pool.acquire(make_spec(), model), pool.acquire(make_spec(itl_ms=2), model)
+    end(ended)
+    third = pool.acquire(make_spec(itl_ms=3), model)
+    assert used.alive
+    assert third.gpu_ids == ended.gpu_ids == ("GPU-1",)
+    assert pool.running == (used, third)
+    # What its end took stays in the time of the session.
+    assert ended.life.stopping_s > 0
+
+
+def test_a_port_that_was_chosen_serves_again_once_its_server_died(make_pool, make_spec, model):
+    with socket.create_server(("127.0.0.1", 0)) as chosen:
+        port = chosen.getsockname()[1]
+    pool = make_pool(port=port)
+    first = pool.acquire(make_spec(), model)
+    first.process.kill()
+    second = pool.acquire(make_spec(itl_ms=2), model)
+    assert (first.port, second.port) == (port, port)
+
+
+def test_a_server_that_died_is_told_from_those_that_were_stopped(make_pool, make_spec, model):
+    pool = make_pool()
+    died, hung = pool.acquire(make_spec(), model), pool.acquire(make_spec(itl_ms=2), model)
+    died.process.kill()
+    hung.stop()
+    assert pool.died(died)
+    stopped = pool.acquire(make_spec(itl_ms=3), model)
+    pool.stop(stopped)
+    assert [pool.died(server) for server in (died, hung, stopped)] == [True, False, False]
 
 
 def test_gpus_that_are_near_to_each_other_go_together(make_pool, make_spec, model, with_gpus):

@@ -4,6 +4,7 @@ import pytest
 
 from pytest_moeperf.errors import ServerStartError
 from pytest_moeperf.measurement import MeasuredCell, Rules
+from pytest_moeperf.pool import MachineLease, ServerPool
 from pytest_moeperf.records import CellResult, EngineInstall, ServerSpec
 from pytest_moeperf.run import Run, Settings
 from pytest_moeperf.timeline import TimeSpent
@@ -32,6 +33,17 @@ def run(tmp_path):
     made = Run(settings, lambda _phase, _detail: None)
     made._models["tiny", ()] = SimpleNamespace(name="tiny", digest="d")
     return made
+
+
+@pytest.fixture
+def serving(run, model, machine, tmp_path):
+    """The run with a pool of its own, for servers of `make_spec`."""
+    run._models[model.name, ()] = model
+    vars(run)["hardware"] = machine
+    lease = MachineLease(folder=tmp_path / "lease")
+    with ServerPool(machine, log_dir=tmp_path / "logs", lease=lease) as pool:
+        vars(run)["pool"] = pool
+        yield run
 
 
 def fingerprint(run, url):
@@ -112,3 +124,16 @@ def test_a_further_look_leaves_the_repeats_that_had_turns_with_others(run, turns
     played = cell.measurement
     assert run.look_again(cell)
     assert cell.measurement is played
+
+
+def test_a_crash_is_no_stop(serving, make_spec):
+    """Another server's start lets go of the dead one; how it is stopped shows a new one."""
+    spec, other = make_spec(), make_spec(itl_ms=2)
+    crashed = serving.serve(spec)
+    crashed.process.kill()
+    serving.serve(other)
+    assert crashed.shutdown is not None
+    assert serving.stop(spec).clean
+    spent = serving.time_spent
+    assert (spent.starts, spent.specs) == (3, 2)
+    assert spent.starting_s > crashed.startup_s
