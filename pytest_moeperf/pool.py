@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from pytest_moeperf.cache import cache_root, exclusive
 from pytest_moeperf.engines import engine_driver
-from pytest_moeperf.errors import ServerStartError, UsageError
+from pytest_moeperf.errors import MoeperfError, ServerStartError, UsageError
 from pytest_moeperf.gpulease import GpuLease, holder
 from pytest_moeperf.hardware import nearest
 from pytest_moeperf.launch import start_server
@@ -177,6 +177,23 @@ class ServerPool:
     def died(self, server: RunningServer) -> bool:
         """Whether it ended by itself; not if it was stopped, as after a hang or to make room."""
         return server.start_id in self._died or (server.shutdown is None and not server.alive)
+
+    def check_together(self, servers: Sequence[RunningServer]) -> None:
+        """Raise unless all of these servers, acquired one after the other, run now.
+
+        Raises:
+            ServerDiedError: One ended by itself; with the end of its log.
+            MoeperfError: One was stopped when the machine had no room for a later one.
+        """
+        for server in servers:
+            if self.died(server):
+                server.check_alive()
+        for server in servers:
+            if not server.alive:
+                raise MoeperfError(
+                    f"{server.spec.label} had to make room for a later server of the comparison: "
+                    "this machine cannot run all of them at once, which measuring in turns needs"
+                )
 
     def stop(self, server: RunningServer) -> Shutdown:
         """End a server; the next use of its spec starts a new one.

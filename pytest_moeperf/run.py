@@ -245,11 +245,7 @@ class Run:
         for turns in self._in_turns([spec for spec, _ in missing]):
             together = [missing[index] for index in turns]
             cells = [self._begin(spec, workload, slo) for spec, workload in together]
-            if gone := [cell for cell in cells if not cell.server.alive]:
-                raise MoeperfError(
-                    f"{gone[0].model.name} had to make room for {cells[-1].model.name}: this "
-                    "machine cannot run both at once, which a comparison in turns needs"
-                )
+            self.pool.check_together([cell.server for cell in cells])
             self._turn = max(self._turn, interleave(cells, turn=turn))
             for pair, cell in zip(together, cells, strict=True):
                 spec, _ = pair

@@ -1,13 +1,17 @@
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from pytest_moeperf.errors import ServerStartError
+from pytest_moeperf.errors import MoeperfError, ServerDiedError, ServerStartError
 from pytest_moeperf.measurement import MeasuredCell, Rules
 from pytest_moeperf.pool import MachineLease, ServerPool
 from pytest_moeperf.records import CellResult, EngineInstall, ServerSpec
 from pytest_moeperf.run import Run, Settings
 from pytest_moeperf.timeline import TimeSpent
+from pytest_moeperf.workload import ClosedLoop
 
 SPEC = ServerSpec("tiny")
 RESULT = CellResult(
@@ -137,3 +141,51 @@ def test_a_crash_is_no_stop(serving, make_spec):
     spent = serving.time_spent
     assert (spent.starts, spent.specs) == (3, 2)
     assert spent.starting_s > crashed.startup_s
+
+
+def wait_until(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def in_turns(run, *specs):
+    load = ClosedLoop(concurrency=1, isl=4, osl=4, requests=1)
+    return run.measure_in_turns([(spec, load) for spec in specs])
+
+
+def test_a_server_that_dies_while_others_start_is_told_with_its_log(
+    serving, make_spec, monkeypatch
+):
+    lost = []
+
+    def serve_and_lose(spec, serve=serving.serve):
+        server = serve(spec)
+        if not lost:
+            lost.append(server)
+            os.kill(server.pid, signal.SIGKILL)
+            wait_until(lambda: not server.alive)
+        return server
+
+    monkeypatch.setattr(serving, "serve", serve_and_lose)
+    # The start of the second one lets go of the first.
+    with pytest.raises(ServerDiedError, match="mini-moe: the server died while in use") as caught:
+        in_turns(serving, make_spec(), make_spec(itl_ms=2))
+    assert lost[0].shutdown is not None
+    assert caught.value.exit_code == -signal.SIGKILL
+    assert "startup complete" in "".join(caught.value.log_tail)
+
+
+def test_a_server_that_made_room_for_another_one_cannot_take_turns_with_it(
+    serving, make_spec, monkeypatch
+):
+    # The model needs 4.4 GiB with its cache and processes, of 0.9 times what is available.
+    available = iter([16.0, 16.0, 4.0, 16.0])
+    monkeypatch.setattr("pytest_moeperf.pool._available_gib", lambda: next(available))
+    with pytest.raises(MoeperfError) as caught:
+        in_turns(serving, make_spec(), make_spec(itl_ms=2), make_spec(itl_ms=3))
+    assert str(caught.value) == (
+        "mini-moe had to make room for a later server of the comparison: this machine cannot run "
+        "all of them at once, which measuring in turns needs"
+    )
