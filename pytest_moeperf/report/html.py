@@ -20,7 +20,7 @@ from pytest_moeperf.report.headline import Tone, headline, tone, urgent
 from pytest_moeperf.report.html_strip import strip
 from pytest_moeperf.report.json import public_url
 from pytest_moeperf.report.model import time_line
-from pytest_moeperf.report.verdict import bounds, interval, measured, percent, starts
+from pytest_moeperf.report.verdict import bounds, chance, interval, measured, percent, starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -164,7 +164,6 @@ def _cells(report: SessionReport) -> tuple[_Cell, ...]:
 
 def _verdict(cell: CellResult, verdict: Verdict, *, release: bool) -> _Verdict:
     mood = tone(verdict.outcome, release=release)
-    limit = "" if verdict.p_limit is None else f" (limit {verdict.p_limit:.1g})"
     return _Verdict(
         metric=verdict.metric,
         outcome=str(verdict.outcome),
@@ -176,7 +175,7 @@ def _verdict(cell: CellResult, verdict: Verdict, *, release: bool) -> _Verdict:
         allowed=bounds(verdict),
         change=interval(verdict) if verdict.interval else percent(verdict.change),
         starts=starts(verdict),
-        chance="" if verdict.p is None else f"{verdict.p:.1g}{limit}",
+        chance=chance(verdict),
         notes=verdict.notes,
         strip=strip(cell, verdict),
     )

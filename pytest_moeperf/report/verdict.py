@@ -17,6 +17,7 @@ __all__ = [
     "FAILING",
     "GOOD",
     "bounds",
+    "chance",
     "evidence",
     "failure",
     "interval",
@@ -96,14 +97,19 @@ def evidence(verdict: Verdict, against: str | None) -> str:
         return ""
     count = f"{verdict.starts} start{'' if verdict.starts == 1 else 's'}"
     sampled = f"A/B with {against}, {count} each" if verdict.paired else f"unpaired, {count}"
-    return f"change {interval(verdict)}{_chance(verdict)}; {sampled}"
+    shown = f", p = {chance(verdict)}" if verdict.p is not None else ""
+    return f"change {interval(verdict)}{shown}; {sampled}"
 
 
-def _chance(verdict: Verdict) -> str:
+def chance(verdict: Verdict) -> str:
+    """How likely noise alone is, and what was allowed: `2e-07 (limit 0.015)`; empty without."""
     if verdict.p is None:
         return ""
-    limit = "" if verdict.p_limit is None else f" (limit {verdict.p_limit:.1g})"
-    return f", p = {verdict.p:.1g}{limit}"
+    if verdict.p_limit is None:
+        return f"{verdict.p:.1g}"
+    # Near the limit as many digits, so that a p within it never reads as one beyond.
+    digits = 2 if verdict.p > verdict.p_limit / 10 else 1
+    return f"{verdict.p:.{digits}g} (limit {verdict.p_limit:.2g})"
 
 
 def one_line(result: CellResult) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_moeperf.records import Outcome, Verdict
-from pytest_moeperf.report.verdict import evidence, interval
+from pytest_moeperf.report.verdict import chance, evidence, interval
 
 SLOWER = Verdict(
     metric="tpot_ms.p50",
@@ -50,3 +50,19 @@ def test_nothing_to_compare_with_is_a_dash():
 )
 def test_evidence_says_how_it_was_sampled(changes, shown):
     assert evidence(replace(SLOWER, **changes), "vllm==0.31.0") == shown
+
+
+@pytest.mark.parametrize(
+    ("p", "limit", "shown"),
+    [
+        (3.1e-7, 0.03 / 2, "3e-07 (limit 0.015)"),
+        (3.1e-7, 0.03 / 60, "3e-07 (limit 0.0005)"),
+        # With one digit it would read 0.004, beyond a limit that it keeps.
+        (0.0036, 0.0037, "0.0036 (limit 0.0037)"),
+        (0.0161, 0.03 / 2, "0.016 (limit 0.015)"),
+        (0.0161, None, "0.02"),
+        (None, 0.015, ""),
+    ],
+)
+def test_the_chance_is_told_with_the_limit_that_it_was_held_against(p, limit, shown):
+    assert chance(replace(SLOWER, p=p, p_limit=limit)) == shown
