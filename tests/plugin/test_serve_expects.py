@@ -1,9 +1,13 @@
 """serve.expect, serve.at_most, serve.expect_recorded: what a server tells of itself."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from pytest_moeperf.engines import EngineFacts, engine_driver
+
+SUITES = Path(__file__).parents[2] / "suites"
 RECORDING = Path(__file__).parents[1] / "data" / "nvml" / "1x-h200.json"
 
 
@@ -39,6 +43,22 @@ def test_a_figure_is_held_against_a_calculated_one(suite, server, figure, outcom
 def test_a_figure_is_held_against_a_limit(suite, server, figure, outcome):
     suite.write(f"def test_it(serve, moe):\n    serve.at_most(moe, 'figure', {figure}, why='so')\n")
     suite.run("--engine", f"vllm={server.url}").counts(**{outcome: 1})
+
+
+def test_a_kv_cache_of_unknown_size_fails_in_one_line(suite, monkeypatch):
+    """The test of the suites that turns a figure of the log into another one."""
+    source = SUITES / "memory" / "test_kv_cache.py"
+    suite.write(re.sub(r"\bmodel\b", "moe", source.read_text()))
+    silent = EngineFacts(kv_cache_tokens=131_072)
+    driver = type(engine_driver("vllm"))
+    monkeypatch.setattr(driver, "parse_facts", lambda _driver, _lines: silent)
+    outcome = suite.run()
+    outcome.counts(failed=1)
+    outcome.shows("*kv_cache_gib could not be measured")
+    assert "Traceback" not in outcome.text
+    assert "TypeError" not in outcome.text
+    (cell,) = outcome.judged
+    assert [each["outcome"] for each in cell["verdicts"]] == ["INVALID"]
 
 
 GUARD = """
