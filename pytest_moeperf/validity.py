@@ -45,7 +45,7 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
         "gpu_not_idle": "something still ran on a GPU of the server when the repeat began",
     }
 )
-"""Every code that a finding of this module can have, with the rule behind it."""
+"""Every code of a finding, those of `gpuhealth` as well, with the rule behind it."""
 
 _EXTRA_TOKENS = 0.10  # The counter may lag a decode step behind.
 _STALL_RATIO = 1.5
@@ -71,7 +71,6 @@ def find(
     *,
     compile_patterns: Sequence[str] = (),
     expect_prefix_hit_rate: float = 0.0,
-    expect_preemptions: bool = False,
 ) -> tuple[Finding, ...]:
     """Every reason not to judge a repeat; none for a good one.
 
@@ -85,7 +84,7 @@ def find(
         _other_traffic(repeat),
         _compilation(repeat, compile_patterns),
         _prefix_cache(repeat, expect_prefix_hit_rate),
-        None if expect_preemptions else _preemptions(repeat),
+        _preemptions(repeat),
     )
     return tuple(finding for finding in found if finding is not None) + client_limits(repeat)
 
