@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from pytest_moeperf.models import ModelDirectory
     from pytest_moeperf.records import ServerSpec
 
-__all__ = ["start_server"]
+__all__ = ["PROBE_PATH", "start_server"]
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
 PROBE_PATH = Path(__file__).with_name("engine_probe")
+"""Holds `moeperf_probe`; goes on the module path of an engine's interpreter."""
 LOG_NAMES = itertools.count(1)
 
 Progress = Callable[[str, float], None]

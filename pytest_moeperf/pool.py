@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -28,13 +27,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pytest_moeperf.hardware import Gpu, Hardware
+    from pytest_moeperf.measurement import Announce
     from pytest_moeperf.models import ModelDirectory
     from pytest_moeperf.records import ServerSpec
 
-__all__ = ["Announce", "MachineLease", "ServerPool"]
-
-Announce = Callable[[str, str], None]
-"""Gets what is being waited for and a detail of it that changes, often."""
+__all__ = ["MachineLease", "ServerPool"]
 
 GIB = 2**30
 PATIENCE_S = 3600.0

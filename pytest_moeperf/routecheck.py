@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.errors import RoutingError, UsageError
+from pytest_moeperf.launch import PROBE_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_routes"]
 
-PROBE_PATH = Path(__file__).with_name("engine_probe")
 TIMEOUT_S = 1800.0
 NOT_INHERITED = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP")
 
