@@ -173,7 +173,8 @@ class Routing:
                 verdict = routing.made_up(counted.model.name)
             else:
                 run.announce(f"{counted.model.name}: {self.name}", "computing its experts")
-                check = check_routes(self.counts.requests, counted.model, python=engine.python)
+                with run.timeline.during("measuring"):
+                    check = check_routes(self.counts.requests, counted.model, python=engine.python)
                 verdict = routing.as_computed(check)
             result = session.add(item, counted.result, verdict)
         conclude(item, session, result)

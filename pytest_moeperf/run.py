@@ -368,7 +368,8 @@ class Run:
         environment = dict(server.environment)
         # How fast the CPU beside a GPU copies says nothing of the GPU.
         if remote_host(server.install) is None and not self.hardware.gpus:
-            speed = self._copy_speed.gib_per_s(server.await_rest)
+            with self.timeline.during("measuring"):
+                speed = self._copy_speed.gib_per_s(server.await_rest)
             environment |= {gate.SPEED: f"{speed:.2f}"} if speed is not None else {}
         if ignored := self.settings.rules.ignored_findings:
             environment["ignored_findings"] = ", ".join(sorted(ignored))
