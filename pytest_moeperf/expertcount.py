@@ -72,7 +72,7 @@ def count_experts(
             f"ServerSpec(…, counts_experts=True)"
         )
     server.check_alive()
-    server.is_asked()
+    server.begin_work()
     counter = _Counter(server, server.counting, architecture)
     watch = _Watch(server, stall_timeout_s)
     found: dict[int, RoutedRequest] = {}

@@ -33,6 +33,7 @@ STALL = "stall"
 LOOK_AROUND_S = 4.0
 """Between two looks at what others do."""
 LOOK_S = 1.0
+"""So long others are watched, at full load."""
 WARM_UP_SEED = 1_000_000
 """Warm-up plays use prompts that no repeat uses, so that they cannot fill a cache for it."""
 

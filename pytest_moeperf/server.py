@@ -170,7 +170,7 @@ class RunningServer:
         stopping_s = self.shutdown.seconds if self.shutdown is not None else 0.0
         return Life(self.spec, startup_s=self.startup_s or 0.0, stopping_s=stopping_s)
 
-    def is_asked(self) -> None:
+    def begin_work(self) -> None:
         """Note that it works from now on."""
         self._rests = False
 
@@ -234,7 +234,7 @@ class RunningServer:
     @contextmanager
     def observe(self) -> Iterator[Observation]:
         """Watch counters and log while the block runs; read the result after it."""
-        self.is_asked()
+        self.begin_work()
         before = self.counters()
         mark = self.log.mark() if self.log is not None else 0
         observation = Observation()

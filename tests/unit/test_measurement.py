@@ -217,7 +217,7 @@ def test_a_warm_cpu_is_measured_at_once(measured):
     assert cell.warmup_reason == "the server has been steady before"
 
 
-def test_an_attached_server_may_have_a_gpu_and_meets_each_workload_once(measured):
+def test_an_attached_server_may_have_a_gpu_and_meets_each_further_workload_once(measured):
     cell = measured(10, 10, 10, 10, gpu_ids=(), attached=True)
     assert len(cell.warm_up_samples) == 1
     assert cell.warmup_reason == "the server was warm before"
