@@ -19,7 +19,7 @@ from pytest_moeperf.report.verdict import FAILING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pytest_moeperf.measurement import MeasuredCell
+    from pytest_moeperf.measured import MeasuredCell
     from pytest_moeperf.memory import Architecture
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.run import Run
@@ -86,15 +86,22 @@ class Measure:
         ones = dict(zip(workloads, cells[::2], strict=True))
         return ones, dict(zip(workloads, cells[1::2], strict=True))
 
-    def ladder(self, server: NamedServer, workloads: Mapping[_Rung, Workload]) -> dict[_Rung, Cell]:
-        """Play several workloads on one server in turns; the cells have the keys of `workloads`."""
-        cells = self._in_turns([(server, workload) for workload in workloads.values()])
+    def ladder(
+        self, server: NamedServer, workloads: Mapping[_Rung, Workload], *, slo: SLO | None = None
+    ) -> dict[_Rung, Cell]:
+        """Play several workloads on one server in turns; the cells have the keys of `workloads`.
+
+        Where a verdict takes further starts, they are measured together on these as well.
+        """
+        cells = self._in_turns([(server, workload) for workload in workloads.values()], slo=slo)
         return dict(zip(workloads, cells, strict=True))
 
-    def _in_turns(self, pairs: Sequence[tuple[NamedServer, Workload]]) -> list[Cell]:
+    def _in_turns(
+        self, pairs: Sequence[tuple[NamedServer, Workload]], *, slo: SLO | None = None
+    ) -> list[Cell]:
         with at_work(self.item, self.session) as run:
             measured = run.measure_in_turns(
-                [(self.session.spec(server), workload) for server, workload in pairs]
+                [(self.session.spec(server), workload) for server, workload in pairs], slo=slo
             )
         return [Cell(self, each) for each in measured]
 

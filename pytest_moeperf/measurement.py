@@ -13,7 +13,7 @@ from pytest_moeperf.client import Target
 from pytest_moeperf.datasets import Data
 from pytest_moeperf.errors import ServerHungError
 from pytest_moeperf.gpuhealth import gpu_findings
-from pytest_moeperf.records import CellResult, Finding, GpuReading, RepeatRecord, Sample, ServerSpec
+from pytest_moeperf.records import Finding, GpuReading, RepeatRecord, Sample
 from pytest_moeperf.timeline import Timeline
 from pytest_moeperf.workload import plan
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.server import RunningServer
     from pytest_moeperf.workload import Plan, Workload
 
-__all__ = ["Announce", "CellMeasurement", "MeasuredCell", "Rules", "interleave"]
+__all__ = ["Announce", "CellMeasurement", "Rules", "interleave"]
 
 Announce = Callable[[str, str], None]
 """Is told what is being waited for and, often, how far it is."""
@@ -174,6 +174,11 @@ class CellMeasurement:
     def exhausted(self) -> bool:
         """Whether the cell is INVALID."""
         return len(self.discarded) > self.rules.max_invalid
+
+    @property
+    def played_s(self) -> float:
+        """How long the repeats took, the invalid ones as well."""
+        return sum(play.pace.duration_s for play in self._plays)
 
     def repeat(self, turn: int) -> None:
         """Play until there is a valid repeat for this turn, or the cell is INVALID.
@@ -372,22 +377,3 @@ def interleave(cells: Iterable[CellMeasurement], *, turn: int = 0) -> int:
             cell.repeat(turn)
         turn += 1
     return turn
-
-
-@dataclass(slots=True)
-class MeasuredCell:
-    """A cell that was measured, and can be measured on."""
-
-    result: CellResult
-    spec: ServerSpec
-    measurement: CellMeasurement | None = None
-    """None where no load was played."""
-    confirmed: bool = False
-    """It was looked at a second time."""
-
-    def by_turn(self, metric: str) -> dict[int, float | None]:
-        """The metric in every repeat that was valid, by the turn in which it was played."""
-        if self.measurement is None:
-            return dict(enumerate(self.result.values(metric)))
-        played = self.measurement.by_turn
-        return {turn: sample.values.get(metric) for turn, sample in played.items()}

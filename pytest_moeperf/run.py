@@ -17,13 +17,8 @@ from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.enginespec import parse_engine
 from pytest_moeperf.errors import MoeperfError, ServerError
 from pytest_moeperf.identity import cell_name, fingerprint, remote_host, workload_identity
-from pytest_moeperf.measurement import (
-    Announce,
-    CellMeasurement,
-    MeasuredCell,
-    Rules,
-    interleave,
-)
+from pytest_moeperf.measured import MeasuredCell
+from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
 from pytest_moeperf.patience import Patience
 from pytest_moeperf.placement import in_turns
 from pytest_moeperf.probe import CopySpeed
@@ -202,17 +197,18 @@ class Run:
             if server.spec in specs:
                 self.pool.stop(server)
 
-    def measure_anew(self, cell: MeasuredCell, spec: ServerSpec) -> CellResult:
-        """Measure the cell on a fresh server of `spec`: the cell's own one, or with another engine.
+    def measure_anew(self, cells: Sequence[MeasuredCell], spec: ServerSpec) -> list[CellResult]:
+        """Measure cells of one server on a fresh one: of their own spec or with another engine.
 
         The server stays, for the tests to come.
         """
         self.end(spec)
-        if cell.measurement is None:
-            return self.measure_startup(spec).result
-        measurement = self._begun_anew(cell.measurement, spec)
-        interleave([measurement])
-        return self._result(spec, measurement)
+        played = [cell.measurement for cell in cells if cell.measurement is not None]
+        if len(played) < len(cells):
+            return [self.measure_startup(spec).result for _ in cells]
+        fresh = [self._begun_anew(each, spec) for each in played]
+        interleave(fresh)
+        return [self._result(spec, each) for each in fresh]
 
     def _begun_anew(self, measurement: CellMeasurement, spec: ServerSpec) -> CellMeasurement:
         return self._begin(spec, measurement.workload, measurement.rules.slo)
@@ -224,7 +220,7 @@ class Run:
         measurement = cell.measurement.anew()
         interleave([measurement])
         # Its own repeats stay: they were played in turns with those that ratios divide them by.
-        cell.result = self._on_first_start(cell, measurement)
+        cell.play_again(self._result(cell.spec, measurement))
         return True
 
     def measure(self, spec: ServerSpec, workload: Workload, *, slo: SLO | None) -> MeasuredCell:
@@ -244,12 +240,17 @@ class Run:
         turn = self._turn
         for turns in self._in_turns([spec for spec, _ in missing]):
             together = [missing[index] for index in turns]
-            cells = [self._begin(spec, workload, slo) for spec, workload in together]
-            self.pool.check_together([cell.server for cell in cells])
-            self._turn = max(self._turn, interleave(cells, turn=turn))
-            for pair, cell in zip(together, cells, strict=True):
-                spec, _ = pair
-                self._measured[keys[pair]] = MeasuredCell(self._result(spec, cell), spec, cell)
+            begun = [self._begin(spec, workload, slo) for spec, workload in together]
+            self.pool.check_together([each.server for each in begun])
+            self._turn = max(self._turn, interleave(begun, turn=turn))
+            measured = [
+                MeasuredCell(self._result(spec, cell), spec, cell)
+                for (spec, _), cell in zip(together, begun, strict=True)
+            ]
+            for pair, cell in zip(together, measured, strict=True):
+                others = (each for each in measured if each is not cell)
+                cell.company = tuple(each for each in others if each.spec == cell.spec)
+                self._measured[keys[pair]] = cell
         return [self._measured[keys[pair]] for pair in pairs]
 
     def _in_turns(self, specs: Sequence[ServerSpec]) -> list[list[int]]:
@@ -281,19 +282,8 @@ class Run:
         self._turn = max(self._turn, interleave(playing, turn=turn))
         for cell, each in zip(cells, playing, strict=True):
             cell.measurement, cell.confirmed = each, True
-            cell.result = self._on_first_start(cell, each)
+            cell.play_again(self._result(cell.spec, each))
         return True
-
-    def _on_first_start(self, cell: MeasuredCell, measurement: CellMeasurement) -> CellResult:
-        """The result with these repeats as its first start; what was bought for it stays."""
-        before = cell.result
-        return replace(
-            self._result(cell.spec, measurement),
-            bought=before.bought,
-            against=before.against,
-            old=before.old,
-            new=before.new,
-        )
 
     def measure_startup(self, spec: ServerSpec) -> MeasuredCell:
         """The start of the server as a cell of one repeat."""

@@ -21,7 +21,7 @@ from pytest_moeperf.records import CellResult, Outcome, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from pytest_moeperf.measurement import MeasuredCell
+    from pytest_moeperf.measured import MeasuredCell
     from pytest_moeperf.policy import Policy
     from pytest_moeperf.records import ServerSpec
     from pytest_moeperf.references import Reference, References
@@ -132,25 +132,21 @@ class _Case:
         best = gate.best_look(before, self.result, look=number)
         self.verdicts = dict(zip(self.metrics, best.verdicts, strict=True))
 
-    def add_start(self, fresh: CellResult) -> None:
-        """Take a further start of the engine under test."""
-        before = self.cell.result
-        if fresh.invalid or fresh.start is None:
-            self.invalid += 1
-        else:
-            before = replace(before, bought=(*before.bought, fresh.start))
-        self.cell.result = replace(before, discarded=before.discarded + fresh.discarded)
+    def add_starts(self, cells: Sequence[MeasuredCell], fresh: Sequence[CellResult]) -> None:
+        """Give this cell and its companions a further start of the engine under test."""
+        valid = [cell.add_start(start) for cell, start in zip(cells, fresh, strict=True)]
+        self.invalid += not valid[0]
 
-    def add_pair(self, old: CellResult, new: CellResult) -> None:
-        """Take a start of the old and one of the new engine; of an invalid one neither counts."""
-        before = self.cell.result
-        if old.invalid or new.invalid or old.start is None or new.start is None:
-            self.invalid += 1
-        else:
-            before = replace(before, old=(*before.old, old.start), new=(*before.new, new.start))
-        self.cell.result = replace(
-            before, against=old.engine, discarded=before.discarded + old.discarded + new.discarded
-        )
+    def add_pairs(
+        self,
+        cells: Sequence[MeasuredCell],
+        old: Sequence[CellResult],
+        new: Sequence[CellResult],
+    ) -> None:
+        """Give this cell and its companions a start of the old and one of the new engine."""
+        arms = zip(cells, old, new, strict=True)
+        valid = [cell.add_pair(*pair) for cell, *pair in arms]
+        self.invalid += not valid[0]
 
     def remark(self, metrics: Sequence[str], clause: str) -> None:
         """Add a clause to the reasons of these verdicts."""
@@ -201,6 +197,7 @@ class Sampler:
 
     def judge(self, cell: MeasuredCell, suite: str, metrics: Sequence[str]) -> CellResult:
         """Judge a valid cell by its baseline and, where that is not enough, by further starts."""
+        cell.judged = True
         keys = tuple(dict.fromkeys(metrics))
         named = replace(cell.result, cell=f"{suite}/{cell.result.cell}")
         reference = self._references.of(named, keys)
@@ -292,37 +289,43 @@ class Sampler:
     def _buy_start(self, case: _Case) -> None:
         number = len(case.cell.result.starts) + 1
         most = max(number, self._at_most(case.most(Need.START)))
+        cells = [case.cell, *case.cell.companions]
         with self._run.stage(f"start {number} of up to {most} for {case.suite}"):
-            case.add_start(self._run.measure_anew(case.cell, case.cell.spec))
+            case.add_starts(cells, self._run.measure_anew(cells, case.cell.spec))
 
     def _buy_pair(self, case: _Case) -> None:
         """Start and measure both engines: in the order A B, B A, A B and so on."""
         number = len(case.cell.result.new) + 1
         stage = f"A/B pair {number} of up to {case.most(Need.PAIR)} for {case.suite}"
+        cells = [case.cell, *case.cell.companions]
         if number % 2:
-            old = self._old_arm(case, stage)
-            new = None if old is None else self._new_arm(case, stage)
+            old = self._old_arm(case, cells, stage)
+            new = None if old is None else self._new_arm(case, cells, stage)
         else:
-            new = self._new_arm(case, stage)
-            old = self._old_arm(case, stage)
+            new = self._new_arm(case, cells, stage)
+            old = self._old_arm(case, cells, stage)
         if old is not None and new is not None:
-            case.add_pair(old, new)
+            case.add_pairs(cells, old, new)
         elif new is not None:
             # A start without its counterpart is one like those before the A/B.
-            case.add_start(new)
+            case.add_starts(cells, new)
 
-    def _new_arm(self, case: _Case, stage: str) -> CellResult:
+    def _new_arm(
+        self, case: _Case, cells: Sequence[MeasuredCell], stage: str
+    ) -> Sequence[CellResult]:
         self._end_old(case)
         with self._run.stage(f"{stage}, new engine"):
-            return self._run.measure_anew(case.cell, case.cell.spec)
+            return self._run.measure_anew(cells, case.cell.spec)
 
-    def _old_arm(self, case: _Case, stage: str) -> CellResult | None:
+    def _old_arm(
+        self, case: _Case, cells: Sequence[MeasuredCell], stage: str
+    ) -> Sequence[CellResult] | None:
         """None where the old engine cannot serve this; then the case goes on without it."""
         self._run.end(case.cell.spec)
         try:
             with self._run.stage(f"{stage}, old engine"):
                 case.old_spec = case.cell.spec.on(self._run.engine(self._limits.against or ""))
-                return self._run.measure_anew(case.cell, case.old_spec)
+                return self._run.measure_anew(cells, case.old_spec)
         except MoeperfError as error:
             self._no_arm[case.cell.spec] = str(error).partition("\n")[0]
             case.pairs = False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.counting import CountedCell, Counter
     from pytest_moeperf.hardware import Hardware
-    from pytest_moeperf.measurement import MeasuredCell
+    from pytest_moeperf.measured import MeasuredCell
     from pytest_moeperf.records import RoutingRecord, ServerSpec
     from pytest_moeperf.references import References
     from pytest_moeperf.report.model import SessionReport

@@ -47,6 +47,7 @@ LAYERS = {
         "installs",
         "launch",
         "loadgen",
+        "measured",
         "measurement",
         "models",
         "patience",

@@ -5,4 +5,4 @@ INTERACTIVE = SLO(ttft_ms=2000, tpot_ms=200)
 
 def test_requests_arrive_at_a_fixed_rate(measure, model, arrivals, rate):
     """Under Poisson arrivals, queueing included, users wait no longer than in the baseline."""
-    measure(model, arrivals[rate], slo=INTERACTIVE).gate("e2el_ms.p50")
+    measure.ladder(model, arrivals, slo=INTERACTIVE)[rate].gate("e2el_ms.p50")

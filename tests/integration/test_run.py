@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_moeperf.errors import MoeperfError, ServerDiedError, ServerStartError
-from pytest_moeperf.measurement import MeasuredCell, Rules
+from pytest_moeperf.measured import MeasuredCell
+from pytest_moeperf.measurement import Rules
 from pytest_moeperf.pool import MachineLease, ServerPool
 from pytest_moeperf.records import CellResult, EngineInstall, ServerSpec
 from pytest_moeperf.run import Run, Settings

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_moeperf.baseline import Baseline, EngineProvenance
 from pytest_moeperf.errors import ServerStartError
-from pytest_moeperf.measurement import MeasuredCell
+from pytest_moeperf.measured import MeasuredCell
 from pytest_moeperf.patience import Patience
 from pytest_moeperf.records import CellResult, EngineInstall, Outcome, ServerSpec
 from pytest_moeperf.references import Reference
@@ -57,10 +57,10 @@ class ScriptedRun:
     def end(self, *_specs):
         pass
 
-    def measure_anew(self, _cell, spec):
+    def measure_anew(self, cells, spec):
         self.did.append(self._stage)
         assert len(self.did) < MOST_STARTS
-        return self.result(spec)
+        return [self.result(spec) for _ in cells]
 
     def look_again(self, cell):
         value = next(self.looks, None)
@@ -134,6 +134,73 @@ def test_a_clean_cell_buys_nothing(night):
     run, sampler = night(new=(20.0,), against="vllm==0.31.0")
     verdict, _ = judged(run, sampler)
     assert (verdict.outcome, run.did) == (Outcome.PASS, [])
+
+
+class Played:
+    """The measurement of a companion, as far as it is asked for what it costs."""
+
+    def __init__(self, played_s):
+        self.played_s = played_s
+
+
+def measured_together(run, *played_s):
+    """A cell and others that had turns with it, which took so long to play."""
+    first, *others = (run.measured() for _ in range(1 + len(played_s)))
+    for cell, seconds in zip(others, played_s, strict=True):
+        cell.measurement = Played(seconds)
+    first.company = tuple(others)
+    return first, others
+
+
+def with_startup(cell, startup_s):
+    cell.result = replace(cell.result, start=replace(cell.result.start, startup_s=startup_s))
+
+
+def test_a_further_start_also_serves_the_cells_that_had_turns_with_it(night):
+    run, sampler = night(new=(20.7, 20.7, 20.7, 20.0))
+    first, others = measured_together(run, 10.0, 10.0, 50.0)
+    with_startup(first, 60.0)
+    sampler.judge(first, "suite", [TPOT])
+    bought = [len(cell.result.bought) for cell in (first, *others)]
+    # The third one would take longer than what is left of a start's time.
+    assert bought == [bought[0], bought[0], bought[0], 0]
+    assert bought[0] > 0
+
+
+def test_a_cell_that_was_judged_takes_no_further_start(night):
+    run, sampler = night(new=(20.7, 20.7, 20.7, 20.0))
+    first, others = measured_together(run, 1.0, 1.0)
+    with_startup(first, 60.0)
+    others[0].judged = True
+    sampler.judge(first, "suite", [TPOT])
+    assert others[0].result.bought == ()
+    assert others[1].result.bought
+
+
+def test_what_others_bought_is_judged_with_the_rest(night):
+    """The second cell needs no start of its own any more."""
+    run, sampler = night(new=(20.7, 20.7, 20.0))
+    first, [other] = measured_together(run, 1.0)
+    with_startup(first, 60.0)
+    sampler.judge(first, "suite", [TPOT])
+    did = list(run.did)
+    result = sampler.judge(other, "suite", [TPOT])
+    assert len(result.starts) > 1
+    assert run.did == did
+
+
+def test_both_arms_of_an_ab_serve_the_cells_that_had_turns(night):
+    run, sampler = night(new=(22.0,), against="vllm==0.31.0")
+    first, [other] = measured_together(run, 1.0)
+    with_startup(first, 60.0)
+    sampler.judge(first, "suite", [TPOT])
+    did = list(run.did)
+    result = sampler.judge(other, "suite", [TPOT])
+    assert (len(result.old), len(result.new)) == (3, 3)
+    assert result.against == OLD.label
+    [verdict] = result.verdicts
+    assert verdict.outcome is Outcome.REGRESSED
+    assert run.did == did
 
 
 def test_a_start_that_was_bad_by_luck_is_outvoted_by_a_second_one(night):
