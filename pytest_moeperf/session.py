@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import re
 import shlex
 import time
@@ -288,7 +287,10 @@ class MoeperfSession:
         """Take the cells out of a report, on whichever process shows them."""
         text = report.__dict__.pop("moeperf", None) if not self._is_worker else None
         if text is not None:
+            from pytest_moeperf.outputs import write_so_far  # noqa: PLC0415 - only with results
+
             self.collected.add(contributed.unpacked(text))
+            write_so_far(self._report(), self.options.out_dir)
 
     def finish(self, session: pytest.Session) -> None:
         """End the servers, then write what is to be written; a failure fails the session."""
@@ -322,20 +324,10 @@ class MoeperfSession:
         self.collected.failed |= told["failed"]
 
     def _write_reports(self) -> None:
-        from pytest_moeperf.files import append_text, write_text_atomic  # noqa: PLC0415
-        from pytest_moeperf.report.html import to_html  # noqa: PLC0415 - jinja2
-        from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
-        from pytest_moeperf.report.summary import markdown  # noqa: PLC0415
+        from pytest_moeperf.outputs import write_all  # noqa: PLC0415 - only with results
 
-        report = self._report()
-        path = self.options.out_dir / "run.json"
-        write_text_atomic(path, to_json(report))
-        self.collected.notes.append(f"run: {_short(path)}")
-        page = path.with_name("report.html")
-        write_text_atomic(page, to_html(report))
-        self.collected.notes.append(f"report: {_short(page)}")
-        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-            append_text(Path(summary), markdown(report))
+        for name, path in write_all(self._report(), self.options.out_dir).items():
+            self.collected.notes.append(f"{name}: {_short(path)}")
 
     def _report(self) -> SessionReport:
         from pytest_moeperf.report.model import SessionReport  # noqa: PLC0415

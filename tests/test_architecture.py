@@ -25,6 +25,7 @@ LAYERS = {
         "hookspec",
         "markers",
         "options",
+        "outputs",
         "plugin",
         "progress",
         "routing",

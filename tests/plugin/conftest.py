@@ -30,6 +30,7 @@ for lazy in (
     "pytest_moeperf.gpu",
     "pytest_moeperf.installs",
     "pytest_moeperf.judge.routing",
+    "pytest_moeperf.outputs",
     "pytest_moeperf.pool",
     "pytest_moeperf.provenance",
     "pytest_moeperf.references",

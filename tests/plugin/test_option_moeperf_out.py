@@ -1,9 +1,30 @@
 """--moeperf-out: where run.json, report.html and the server logs go."""
 
+import json
+import signal
+
 import jsonschema
 import pytest
 
+from pytest_moeperf.outputs import UNFINISHED
 from pytest_moeperf.store import schema
+
+IN_THE_WAY = """\
+from pathlib import Path
+
+def test_last():
+    run = Path({run!r})
+    run.unlink()
+    run.mkdir()
+"""
+
+KILLED = """\
+import os
+import signal
+
+def test_last():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_the_report_and_the_logs_go_there(suite, tmp_path):
@@ -50,10 +71,24 @@ def test_a_file_in_its_place_is_an_error_before_anything_starts(suite, tmp_path)
 def test_a_report_that_cannot_be_written_at_the_end_fails_the_session(suite, server, tmp_path):
     place = tmp_path / "out"
     suite.write_ratio((0.9, 1.1))
-    in_the_way = f"def test_last():\n    Path({str(place / 'run.json')!r}).mkdir(parents=True)\n"
-    suite.write(f"from pathlib import Path\n\n{in_the_way}", name="test_other")
+    suite.write(IN_THE_WAY.format(run=str(place / "run.json")), name="test_other")
     outcome = suite.run("--engine", f"vllm={server.url}", "--moeperf-out", place)
     outcome.counts(passed=2)
     assert outcome.code == pytest.ExitCode.TESTS_FAILED
     outcome.shows(f"error: cannot write {place / 'run.json'}: *")
     assert "Traceback" not in outcome.text + outcome.errors
+
+
+def test_a_session_that_is_killed_leaves_what_it_measured(suite, server):
+    place = suite.root / ".moeperf"
+    place.mkdir()
+    (place / "report.html").write_text("of another session")
+    suite.write_ratio((0.9, 1.1))
+    suite.write(KILLED, name="test_other")
+    outcome = suite.run_process("--engine", f"vllm={server.url}")
+    assert outcome.code == -signal.SIGKILL
+    report = json.loads((place / "run.json").read_text())
+    jsonschema.Draft202012Validator(schema("run-1")).validate(report)
+    assert report["outcomes"] == {"PASS": 1}
+    assert report["notes"] == [UNFINISHED]
+    assert not (place / "report.html").exists()

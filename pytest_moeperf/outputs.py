@@ -1,0 +1,52 @@
+"""Writes what a session found: for programs while it runs, and for readers at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_moeperf.errors import StorageError
+from pytest_moeperf.files import append_text, write_text_atomic
+
+if TYPE_CHECKING:
+    from pytest_moeperf.report.model import SessionReport
+
+__all__ = ["UNFINISHED", "write_all", "write_so_far"]
+
+RUN, PAGE = "run.json", "report.html"
+
+UNFINISHED = "unfinished: the session had more tests to run when this was written"
+
+
+def write_so_far(report: SessionReport, folder: Path) -> None:
+    """Keep what was measured, should the session be killed.
+
+    A page of an earlier session goes, as it would stand beside figures that are not its own. What
+    cannot be written is told at the end.
+    """
+    from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
+
+    with contextlib.suppress(StorageError, OSError):
+        write_text_atomic(folder / RUN, to_json(replace(report, notes=(*report.notes, UNFINISHED))))
+        (folder / PAGE).unlink(missing_ok=True)
+
+
+def write_all(report: SessionReport, folder: Path) -> dict[str, Path]:
+    """Write `run.json`, the page and, in a workflow of GitHub, the summary; what is where.
+
+    Raises:
+        StorageError: Something cannot be written; what was written before stays.
+    """
+    from pytest_moeperf.report.html import to_html  # noqa: PLC0415 - jinja2
+    from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
+    from pytest_moeperf.report.summary import markdown  # noqa: PLC0415
+
+    written = {"run": folder / RUN, "report": folder / PAGE}
+    write_text_atomic(written["run"], to_json(report))
+    write_text_atomic(written["report"], to_html(report))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        append_text(Path(summary), markdown(report))
+    return written
