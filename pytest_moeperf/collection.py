@@ -18,6 +18,7 @@ from pytest_moeperf.markers import (
     XDIST_GROUP,
     compared_engines,
     counts_experts,
+    may_gate,
     measures,
     required_gpus,
     times,
@@ -230,16 +231,24 @@ def _servers(item: pytest.Item) -> list[NamedServer]:
     return [value for group in nested for value in group if isinstance(value, NamedServer)]
 
 
+def gating_tests(items: Sequence[pytest.Item], session: MoeperfSession) -> int:
+    """How many tests may hold cells against their baselines on this machine."""
+    gating = [item for item in items if may_gate(item)]
+    try:
+        return sum(not _short_of_gpus(item, session) for item in gating)
+    except pytest.UsageError:
+        return len(gating)  # The tests themselves fail with it.
+
+
 def skip_what_the_machine_lacks(item: pytest.Item, session: MoeperfSession) -> None:
     """Skip a test that needs more GPUs than there are, or a server of this session's own."""
     try:
-        needed = required_gpus(item)
-        available = len(session.hardware.gpus) if needed else 0
+        short = _short_of_gpus(item, session)
     except pytest.UsageError as error:
         # Too late to end the session in pytest's own way.
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     servers = _servers(item)
-    reasons = [gpus_lacking(needed, available), *(_lacking(each, session) for each in servers)]
+    reasons = [short, *(_lacking(each, session) for each in servers)]
     if reason := next(filter(None, reasons), ""):
         pytest.skip(reason)
     attached = [server.engine for server in servers if is_attached(server.engine)]
@@ -248,11 +257,25 @@ def skip_what_the_machine_lacks(item: pytest.Item, session: MoeperfSession) -> N
         pytest.skip(f"needs a server that is started here; --engine {attached[0]} is attached")
 
 
-def _lacking(server: NamedServer, session: MoeperfSession) -> str:
-    """Why this machine cannot have the server; empty where it can, or it runs already."""
+def _short_of_gpus(item: pytest.Item, session: MoeperfSession) -> str:
+    """What is said where the test or one of its servers needs more GPUs; empty where none does."""
+    needed = [required_gpus(item)]
+    if any(needed) or _servers(item):
+        if session.hardware.gpus:
+            needed += [_gpus_of(each) for each in _servers(item) if not is_attached(each.engine)]
+        return gpus_lacking(max(needed), len(session.hardware.gpus))
+    return ""
+
+
+def _gpus_of(server: NamedServer) -> int:
     from pytest_moeperf.engines import engine_driver  # noqa: PLC0415 - only for suites
     from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - the same
 
+    return engine_driver(parse_engine(server.engine).engine).gpus_needed(server.spec)
+
+
+def _lacking(server: NamedServer, session: MoeperfSession) -> str:
+    """Why this machine cannot have the server; empty where it can, or it runs already."""
     hardware = session.hardware
     if is_attached(server.engine) or not hardware.gpus:
         return ""
@@ -260,6 +283,4 @@ def _lacking(server: NamedServer, session: MoeperfSession) -> str:
         architecture = session.run.model(server.spec).architecture
     except MoeperfError:
         return ""  # The test itself fails with it.
-    driver = engine_driver(parse_engine(server.engine).engine)
-    gpus = driver.gpus_needed(server.spec)
-    return lacking(server.spec, architecture, hardware, gpus=gpus)
+    return lacking(server.spec, architecture, hardware, gpus=_gpus_of(server))

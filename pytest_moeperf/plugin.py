@@ -72,6 +72,7 @@ class _SessionHooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         self._session.prepare(session)
+        self._session.plan(collection.gating_tests(session.items, self._session))
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         collection.skip_what_the_machine_lacks(item, self._session)

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_moeperf import contribution as contributed
 from pytest_moeperf.errors import MoeperfError, UsageError
-from pytest_moeperf.markers import may_gate, measures
+from pytest_moeperf.markers import measures
 from pytest_moeperf.options import Options
 from pytest_moeperf.progress import Progress
 from pytest_moeperf.records import CellResult, Outcome, Verdict
@@ -159,13 +159,16 @@ class MoeperfSession:
     def _is_worker(self) -> bool:
         return hasattr(self.config, "workerinput")
 
+    def plan(self, tests: int) -> None:
+        """Let so many tests that may gate share the chance of a false alarm."""
+        self._gates = GATES_A_TEST * tests
+
     def prepare(self, session: pytest.Session) -> None:
         """Before the first test: find the hardware and the engines, so that misuse ends here.
 
         An xdist worker cannot end the session with a usage error; there the tests fail instead.
         """
         measuring = any(measures(item) for item in session.items)
-        self._gates = GATES_A_TEST * sum(may_gate(item) for item in session.items)
         if not measuring or session.config.option.collectonly or self._is_worker:
             return
         from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - only for suites

@@ -2,6 +2,8 @@
 
 import pytest
 
+from pytest_moeperf.hardware import Gpu
+
 PLANNED = """\
 import pytest
 from pytest_moeperf.session import SESSION
@@ -37,3 +39,31 @@ def test_a_test_without_a_p_has_none(suite, fixture):
 def test_a_test_that_is_skipped_when_it_is_collected_has_none(suite, skipped):
     suite.write(PLANNED.format(gates=2) + skipped)
     suite.run().counts(passed=1, skipped=1)
+
+
+LARGE = """\
+from pytest_moeperf import ServerSpec
+
+def pytest_moeperf_servers(hardware):
+    return {
+        "moe": ServerSpec("mixtral-8x7b"),
+        "moe_tp2": ServerSpec("mixtral-8x7b", tensor_parallel_size=2),
+    }
+"""
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [
+        pytest.param("def test_other(measure, moe_tp2): pass", id="by its server"),
+        pytest.param(
+            "@pytest.mark.gpus(2)\ndef test_other(measure, moe): pass", id="by its marker"
+        ),
+    ],
+)
+def test_a_test_that_takes_more_gpus_than_there_are_has_none(suite, monkeypatch, skipped):
+    h200 = Gpu(index=0, name="NVIDIA H200", memory_gib=141.0, uuid="GPU-0")
+    monkeypatch.setattr("pytest_moeperf.gpu.detect_gpus", lambda: (h200,))
+    suite.pytester.makeconftest(LARGE)
+    suite.write(PLANNED.format(gates=2) + skipped)
+    suite.run("--gpu", "h200").counts(passed=1, skipped=1)
