@@ -21,7 +21,8 @@ REDRAW_S = 0.2
 class Progress:
     """One line that changes in place on a terminal, one line a phase elsewhere, none with -q.
 
-    Called with the phase and, as it goes on, with details that replace each other.
+    Called with the phase and, as it goes on, with details that replace each other. A phase that
+    comes back, as those of cells that take turns do, has one line.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -30,6 +31,8 @@ class Progress:
         self._phase_began_s = 0.0
         self._drawn_s = 0.0
         self._drawn = False
+        self._told: set[str] = set()
+        """Phases that have a line where there is no terminal."""
 
     @contextmanager
     def during(self, nodeid: str | None) -> Iterator[None]:
@@ -49,7 +52,8 @@ class Progress:
         if new_phase:
             self._phase, self._phase_began_s = phase, now_s
         if not reporter.isatty:
-            if new_phase:
+            if phase not in self._told:
+                self._told.add(phase)
                 self._write(("" if self._drawn else "\n") + f"  … {phase}\n")
         elif new_phase or now_s - self._drawn_s >= REDRAW_S:
             self._drawn_s = now_s
@@ -84,6 +88,7 @@ class Progress:
     def _clear(self, nodeid: str | None) -> None:
         reporter = self._reporter
         self._phase = ""
+        self._told.clear()
         if not self._drawn or reporter is None:
             return
         if reporter.isatty:
