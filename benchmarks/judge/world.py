@@ -133,12 +133,14 @@ class Machine:
         for plays in range(REPEATS, REPEATS + MAX_INVALID + 1):
             played = losses[waiting, :plays]
             found = stalls(silences[waiting, :plays], durations[waiting, :plays])
-            done = (~found).sum(axis=1) == REPEATS
+            # One that was found beside few may be as usual beside more: then there are four.
+            done = (~found).sum(axis=1) >= REPEATS
             # Every start that ends here, and in the last round every start, has its hits counted.
             ended = done if plays < losses.shape[1] else np.ones_like(done)
             self.hit += int((played[ended] < 0).sum())
             self.found += int((found[ended] & (played[ended] < 0)).sum())
-            kept[waiting[done]] = played[done][~found[done]].reshape(-1, REPEATS)
+            first = np.argsort(found[done], axis=1, kind="stable")[:, :REPEATS]
+            kept[waiting[done]] = np.take_along_axis(played[done], first, axis=1)
             waiting = waiting[~done]
         self.starts_drawn += len(losses)
         self.starts_invalid += len(waiting)
