@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_moeperf.cache import cache_root, exclusive
+from pytest_moeperf.checkpoint import read_json, weight_sizes
 from pytest_moeperf.errors import ModelError, StorageError, UsageError
 from pytest_moeperf.memory import Architecture, weight_bytes
 
@@ -123,26 +124,26 @@ def describe(name_or_path: str) -> tuple[Architecture, int]:
 
 
 def materialize(
-    name_or_path: str, *, weights: Weights = "auto", cache: Path | None = None
+    name_or_path: str, *, weights: Weights = "auto", dummy: bool = False, cache: Path | None = None
 ) -> ModelDirectory:
     """Return the directory of a model, making it first if need be.
 
     `weights` is about the published models of the catalogue: small ones are always made here, and
-    a path is what it is.
+    a path is what it is, unless the engine is to make up its weights (`dummy`).
 
     Raises UsageError for a name that nobody knows, ModelError for a directory that no engine
     could load, StorageError when the cache cannot be written.
     """
     entry = catalogue().get(name_or_path)
     if entry is not None:
-        if not entry.small and weights != "dummy":
+        if not (entry.small or dummy or weights == "dummy"):
             copy = _local_copy(entry, wanted=weights == "real")
             if copy is not None:
                 return replace(copy, name=entry.name)
         return materialize_entry(entry, cache=cache)
     path = Path(name_or_path).expanduser()
     if os.sep in name_or_path or path.is_dir():
-        return open_directory(path.absolute())
+        return open_directory(path.absolute(), dummy=dummy)
     raise UsageError(
         f"no model {name_or_path!r}: give one of {', '.join(catalogue())}, "
         "or the path of a model directory"
@@ -203,13 +204,19 @@ def hugging_face_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
-def open_directory(path: Path) -> ModelDirectory:
-    """Check that an engine could load the directory; raises ModelError with what is wrong."""
+def open_directory(path: Path, *, dummy: bool = False) -> ModelDirectory:
+    """Check that an engine could load the directory; raises ModelError with what is wrong.
+
+    With `dummy` its weights are not looked at: the engine makes them up.
+    """
     if not path.is_dir():
         raise ModelError(f"{path}: no such model directory")
     architecture, context_tokens = _read_config(path / "config.json")
     first_id, vocab_size = _ordinary_ids(path, architecture.vocab)
-    identity = [_read_json(path / "config.json"), sorted(_weight_sizes(path).items())]
+    sizes = [] if dummy else [sorted(weight_sizes(path).items())]
+    identity = _sha256(
+        json.dumps([read_json(path / "config.json"), *sizes], sort_keys=True).encode()
+    )
     return ModelDirectory(
         name=path.name,
         path=path,
@@ -217,11 +224,16 @@ def open_directory(path: Path) -> ModelDirectory:
         context_tokens=context_tokens,
         vocab_size=vocab_size,
         first_id=first_id,
-        digest=_sha256(json.dumps(identity, sort_keys=True).encode()),
-        # Of ours, some are random; others come without a manifest.
-        trained=not (path / _MANIFEST).exists()
-        or _read_json(path / _MANIFEST).get("trained", False),
+        digest=f"dummy-{identity}" if dummy else identity,
+        dummy=dummy,
+        trained=not dummy and _is_trained(path),
     )
+
+
+def _is_trained(path: Path) -> bool:
+    # Of ours, some are random; others come without a manifest.
+    manifest = path / _MANIFEST
+    return not manifest.exists() or bool(read_json(manifest).get("trained", False))
 
 
 def resized(model: ModelDirectory, sizes: Sequence[tuple[str, int]]) -> ModelDirectory:
@@ -231,7 +243,7 @@ def resized(model: ModelDirectory, sizes: Sequence[tuple[str, int]]) -> ModelDir
     """
     if not sizes:
         return model
-    config = _read_json(model.path / "config.json")
+    config = read_json(model.path / "config.json")
     # Prompts are drawn from the vocabulary that the tokenizer has.
     numbers = sorted(
         name
@@ -248,7 +260,7 @@ def resized(model: ModelDirectory, sizes: Sequence[tuple[str, int]]) -> ModelDir
 
 
 def _read_config(file: Path) -> tuple[Architecture, int]:
-    config = _read_json(file)
+    config = read_json(file)
     try:
         architecture = Architecture.from_config(config)
     except ModelError as error:
@@ -344,52 +356,7 @@ def _ordinary_ids(path: Path, vocab: int) -> tuple[int, int]:
     """Longest run of ids without special tokens, as start and end; all ids without a tokenizer."""
     if not (path / "tokenizer.json").exists():
         return 0, vocab
-    added = _read_json(path / "tokenizer.json").get("added_tokens") or []
+    added = read_json(path / "tokenizer.json").get("added_tokens") or []
     special = sorted(token["id"] for token in added if token.get("special") and token["id"] < vocab)
     runs = zip([0, *(token + 1 for token in special)], [*special, vocab], strict=True)
     return max(runs, key=lambda run: run[1] - run[0])
-
-
-def _weight_sizes(path: Path) -> Mapping[str, int]:
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        names = set((_read_json(index).get("weight_map") or {}).values())
-    else:
-        names = {file.name for glob in ("*.safetensors", "*.bin") for file in path.glob(glob)}
-    if not names:
-        raise ModelError(f"{path}: no weights (*.safetensors or *.bin)")
-    return {name: _weight_size(path / name) for name in names}
-
-
-def _weight_size(file: Path) -> int:
-    """Size in bytes; raises ModelError if it is not the size that a safetensors header tells."""
-    try:
-        size = file.stat().st_size
-        if file.suffix == ".safetensors":
-            with file.open("rb") as opened:
-                length = int.from_bytes(opened.read(8), "little")
-                header = json.loads(opened.read(min(length, size)))
-            data = max(
-                (tensor["data_offsets"][1] for name, tensor in header.items() if name[:2] != "__"),
-                default=0,
-            )
-            if size != 8 + length + data:
-                raise ModelError(f"{file}: {size} bytes, its header tells {8 + length + data}")
-    except OSError as error:
-        raise ModelError(f"{file}: weights cannot be read, {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{file}: not a safetensors file") from None
-    return size
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object that belongs to a model."""
-    try:
-        value = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read, {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(f"{file}: not JSON, {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{file}: not a JSON object")
-    return value

@@ -24,6 +24,7 @@ __all__ = [
     "Finding",
     "Fingerprint",
     "GpuReading",
+    "LoadFormat",
     "Outcome",
     "RepeatRecord",
     "RequestRecord",
@@ -38,6 +39,9 @@ __all__ = [
 
 Direction = Literal["higher", "lower"]
 """Which way a metric gets better."""
+
+LoadFormat = Literal["auto", "dummy"]
+"""Whether an engine reads a model's weights or makes them up."""
 
 Weights = Literal["auto", "dummy", "real"]
 """What a published model is loaded with: a local copy of its checkpoint, weights that the engine
@@ -85,7 +89,7 @@ class ServerSpec:
     overrides: tuple[tuple[str, int], ...] = ()
     """Fields of the model's `config.json` and other values for them, to measure another size of the
     same architecture; the engine then makes up the weights."""
-    load_format: Literal["auto", "dummy"] = "auto"
+    load_format: LoadFormat = "auto"
     """`dummy`: the engine makes up the weights, and the model directory needs none."""
     counts_experts: bool = False
     """Whether it tells which experts its tokens took. That costs time, so it is a server of its

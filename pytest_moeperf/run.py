@@ -15,7 +15,7 @@ from pytest_moeperf import gate
 from pytest_moeperf.datasets import load_data
 from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.enginespec import parse_engine
-from pytest_moeperf.errors import MoeperfError, ServerError
+from pytest_moeperf.errors import MoeperfError, ServerError, UsageError
 from pytest_moeperf.identity import cell_name, fingerprint, remote_host, workload_identity
 from pytest_moeperf.measured import MeasuredCell
 from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.models import ModelDirectory
     from pytest_moeperf.pool import ServerPool
-    from pytest_moeperf.records import Weights
+    from pytest_moeperf.records import LoadFormat, Weights
     from pytest_moeperf.server import RunningServer, Shutdown
 
 __all__ = ["MeasuredCell", "Run", "Settings"]
@@ -86,7 +86,7 @@ class Run:
         self._turn = 0
         """Of the next round of cells that take turns."""
         self._engines: dict[str, EngineInstall] = {}
-        self._models: dict[tuple[str, tuple[tuple[str, int], ...]], ModelDirectory] = {}
+        self._models: dict[tuple[str, tuple[tuple[str, int], ...], LoadFormat], ModelDirectory] = {}
         self._measured: dict[_Key, MeasuredCell] = {}
         self._failed: dict[ServerSpec, MoeperfError] = {}
         self.timeline = Timeline(time.monotonic)
@@ -146,18 +146,28 @@ class Run:
 
     def model(self, spec: ServerSpec) -> ModelDirectory:
         """The model's directory, written first where it is a small one of the catalogue."""
-        key = spec.model, spec.overrides
+        key = spec.model, spec.overrides, spec.load_format
         if key not in self._models:
             from pytest_moeperf.models import materialize, resized  # noqa: PLC0415 - where needed
 
             self.announce(f"model {spec.model}", "")
-            model = materialize(spec.model, weights=self.settings.weights)
-            self._models[key] = resized(model, spec.overrides)
+            dummy = spec.load_format == "dummy"
+            model = materialize(spec.model, weights=self.settings.weights, dummy=dummy)
+            model = resized(model, spec.overrides)
+            # The spec that is resolved below means the same model.
+            for load_format in (spec.load_format, "dummy" if model.dummy else "auto"):
+                self._models[spec.model, spec.overrides, load_format] = model
         return self._models[key]
 
     def resolved(self, spec: ServerSpec, engine: str) -> ServerSpec:
         """The spec with its engine found, and with what its model has for weights."""
-        load_format = "dummy" if self.model(spec).dummy else spec.load_format
+        dummy = self.model(spec).dummy
+        if spec.load_format == "dummy" and not dummy:
+            raise UsageError(
+                f"load_format 'dummy' of {spec.model}: its weights are made here and are small; "
+                "leave load_format out"
+            )
+        load_format: LoadFormat = "dummy" if dummy else "auto"
         return replace(spec, engine=self.engine(engine), load_format=load_format)
 
     def serve(self, spec: ServerSpec) -> RunningServer:

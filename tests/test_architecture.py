@@ -34,6 +34,7 @@ LAYERS = {
     "reports": {"report"},
     "effects": {
         "cache",
+        "checkpoint",
         "client",
         "counting",
         "datasets",

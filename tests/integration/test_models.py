@@ -404,6 +404,15 @@ def test_other_weights_under_the_same_path_are_another_model(copy):
     assert open_directory(copy).digest != before
 
 
+def test_a_path_needs_no_weights_where_the_engine_makes_them_up(copy):
+    real = open_directory(copy)
+    (copy / "model.safetensors").unlink()
+    dummy = materialize(str(copy), dummy=True)
+    assert (dummy.dummy, dummy.trained) == (True, False)
+    assert dummy.digest.startswith("dummy-")
+    assert real.digest not in dummy.digest
+
+
 @pytest.mark.parametrize(
     ("special", "ordinary"), [([0, 1, 2], (3, 10)), ([0, 8, 9], (1, 8)), ([4], (5, 10))]
 )

@@ -137,7 +137,7 @@ def remove_layers(model):
 DAMAGES = {
     break_config: "{model}/config.json: not JSON, *",
     break_weights: "{model}/model.safetensors: * bytes, its header tells *",
-    remove_weights: "{model}: no weights (*.safetensors or *.bin)",
+    remove_weights: "{model}: no weights (*.safetensors or *.bin); with load_format='dummy' *",
     remove_layers: "{model}: config.json lacks num_hidden_layers",
     shutil.rmtree: "{model}: no such model directory",
 }

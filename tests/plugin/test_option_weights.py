@@ -71,6 +71,41 @@ def test_models_that_are_made_here_or_given_by_path_are_what_they_are(suite):
     outcome.shows("*format auto*")
 
 
+BY_SPEC = """\
+from pytest_moeperf import ServerSpec
+
+def pytest_moeperf_servers(hardware):
+    return {{"moe": ServerSpec({model!r}, load_format="dummy"), "real": ServerSpec({model!r})}}
+"""
+
+MODELS = """\
+def test_models(measure, moe, real):
+    from pytest_moeperf import Burst
+    for server in (moe, real):
+        cell = measure(server, Burst(requests=1, isl=4, osl=4))
+        print("model", cell.measured.result.fingerprint.model)
+"""
+
+
+def test_a_spec_may_ask_for_dummies_which_are_another_model(suite):
+    suite.pytester.makeconftest(BY_SPEC.format(model=str(suite.model)))
+    suite.write(MODELS)
+    outcome = suite.run("-s")
+    outcome.counts(passed=1)
+    outcome.shows("*model tiny-moe@dummy-*", "*model tiny-moe@[!d]*")
+
+
+def test_a_model_that_is_made_here_has_no_dummies(suite):
+    suite.pytester.makeconftest(BY_SPEC.format(model="mini-moe"))
+    suite.write(TEST)
+    outcome = suite.run()
+    outcome.counts(failed=1)
+    outcome.shows(
+        "load_format 'dummy' of mini-moe: its weights are made here and are small; "
+        "leave load_format out"
+    )
+
+
 def test_another_word_is_refused(suite):
     outcome = suite.run("--weights", "random")
     assert "argument --weights: invalid choice: 'random'" in outcome.errors
