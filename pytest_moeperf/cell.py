@@ -206,11 +206,15 @@ class Cell:
         conclude(item, session, result)
 
     def discarded(self, *codes: str) -> int:
-        """How many repeats were measured again because of one of these findings."""
+        """How many repeats were measured again because of one of these findings.
+
+        Those of further starts, which other tests may have asked for, are none of them.
+        """
         self.require_valid()
+        played = self.measured.measurement
         return sum(
             any(finding.code in codes for finding in sample.findings)
-            for sample in self.measured.result.discarded
+            for sample in (played.discarded if played is not None else ())
         )
 
     def require_valid(self) -> None:

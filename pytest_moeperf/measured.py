@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_moeperf.measurement import CellMeasurement
     from pytest_moeperf.records import CellResult, ServerSpec
 
@@ -23,9 +25,13 @@ class MeasuredCell:
     confirmed: bool = False
     """It was looked at a second time."""
     judged: bool = False
-    """A test has asked for its verdict, which fresh starts can no longer change."""
+    """A test has asked for its verdict."""
+    alone: bool = False
+    """A further server failed under its load, which its own test has to tell."""
+    invalid: int = 0
+    """Further starts that could not be used."""
     company: tuple[MeasuredCell, ...] = field(default=(), repr=False)
-    """The cells that took turns with it on its server."""
+    """The cells of its server that a test asked for together with it."""
 
     def by_turn(self, metric: str) -> dict[int, float | None]:
         """The metric in every repeat that was valid, by the turn in which it was played."""
@@ -35,50 +41,68 @@ class MeasuredCell:
         return {turn: sample.values.get(metric) for turn, sample in played.items()}
 
     @property
-    def companions(self) -> list[MeasuredCell]:
+    def used(self) -> int:
+        """Starts of the engine under test so far."""
+        return len(self.result.starts) + len(self.result.new) + self.invalid
+
+    def meet(self, others: Sequence[MeasuredCell]) -> None:
+        """Remember in what company it was asked for, where that is larger than before."""
+        found = tuple(cell for cell in others if cell is not self and cell.spec == self.spec)
+        if len(found) > len(self.company):
+            self.company = found
+
+    def companions(self, *, most_s: float, most_starts: int | None) -> list[MeasuredCell]:
         """Cells for a fresh server to measure as well, as their verdicts may take it too.
 
-        Starting a server takes longer than a short load on it, so they are as many as can be
-        played in that time.
+        Starting a server takes longer than a short load on it, so they are as many as take no more
+        time than another start, nor more than `most_s`; none that has `most_starts` already.
         """
         start = self.result.start
-        left_s = (start.startup_s if start is not None else None) or 0.0
+        left_s = min(most_s, (start.startup_s if start is not None else None) or 0.0)
         chosen = []
         for cell in self.company:
-            if cell.judged or cell.measurement is None or cell.result.invalid:
+            if cell.judged or cell.alone or cell.measurement is None or cell.result.invalid:
                 continue
-            left_s -= cell.measurement.played_s
-            if left_s < 0:
-                break
-            chosen.append(cell)
+            full = most_starts is not None and cell.used >= most_starts
+            if not full and cell.measurement.cost_s <= left_s:
+                left_s -= cell.measurement.cost_s
+                chosen.append(cell)
         return chosen
 
     def play_again(self, result: CellResult) -> None:
-        """Take other repeats of the first start; what was bought stays."""
-        before = self.result
+        """Take other repeats as those of the first start; what was bought stays.
+
+        A start counts once: that these were played on a bought one takes that from the others, and
+        repeats on a start of an A/B leave the first one as it is.
+        """
+        before, start = self.result, result.start
+        start_id = start.start_id if start is not None else ""
+        if any(each.start_id == start_id for each in before.new):
+            return
         self.result = replace(
             result,
-            bought=before.bought,
+            bought=tuple(each for each in before.bought if each.start_id != start_id),
             against=before.against,
             old=before.old,
             new=before.new,
         )
 
-    def add_start(self, fresh: CellResult) -> bool:
-        """Take a further start of the engine under test; False where it was invalid."""
-        before, start = self.result, fresh.start
-        if valid := start is not None and not fresh.invalid:
-            before = replace(before, bought=(*before.bought, start))
-        self.result = replace(before, discarded=before.discarded + fresh.discarded)
-        return valid
-
-    def add_pair(self, old: CellResult, new: CellResult) -> bool:
-        """Take a start of the old and one of the new engine; False where either was invalid."""
+    def add_start(self, fresh: CellResult) -> None:
+        """Take a further start of the engine under test."""
         before = self.result
-        valid = not (old.invalid or new.invalid or old.start is None or new.start is None)
-        if old.start is not None and new.start is not None and valid:
+        if fresh.invalid or fresh.start is None:
+            self.invalid += 1
+        else:
+            before = replace(before, bought=(*before.bought, fresh.start))
+        self.result = replace(before, discarded=before.discarded + fresh.discarded)
+
+    def add_pair(self, old: CellResult, new: CellResult) -> None:
+        """Take a start of the old and one of the new engine; of an invalid one neither counts."""
+        before = self.result
+        if old.invalid or new.invalid or old.start is None or new.start is None:
+            self.invalid += 1
+        else:
             before = replace(before, old=(*before.old, old.start), new=(*before.new, new.start))
         self.result = replace(
             before, against=old.engine, discarded=before.discarded + old.discarded + new.discarded
         )
-        return valid

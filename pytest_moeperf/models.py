@@ -131,10 +131,15 @@ def materialize(
     `weights` is about the published models of the catalogue: small ones are always made here, and
     a path is what it is, unless the engine is to make up its weights (`dummy`).
 
-    Raises UsageError for a name that nobody knows, ModelError for a directory that no engine
-    could load, StorageError when the cache cannot be written.
+    Raises UsageError for a name that nobody knows or a small model without its weights, ModelError
+    for a directory that no engine could load, StorageError when the cache cannot be written.
     """
     entry = catalogue().get(name_or_path)
+    if entry is not None and entry.small and dummy:
+        raise UsageError(
+            f"load_format 'dummy' of {entry.name}: its weights are made here and are small; "
+            "leave load_format out"
+        )
     if entry is not None:
         if not (entry.small or dummy or weights == "dummy"):
             copy = _local_copy(entry, wanted=weights == "real")

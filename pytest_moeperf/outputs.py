@@ -12,13 +12,13 @@ from pytest_moeperf.errors import StorageError
 from pytest_moeperf.files import append_text, write_text_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_moeperf.report.model import SessionReport
 
-__all__ = ["UNFINISHED", "write_all", "write_so_far"]
+__all__ = ["write_all", "write_so_far"]
 
 RUN, PAGE = "run.json", "report.html"
-
-UNFINISHED = "unfinished: the session had more tests to run when this was written"
 
 
 def write_so_far(report: SessionReport, folder: Path) -> None:
@@ -30,12 +30,12 @@ def write_so_far(report: SessionReport, folder: Path) -> None:
     from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
 
     with contextlib.suppress(StorageError, OSError):
-        write_text_atomic(folder / RUN, to_json(replace(report, notes=(*report.notes, UNFINISHED))))
+        write_text_atomic(folder / RUN, to_json(replace(report, finished=False)))
         (folder / PAGE).unlink(missing_ok=True)
 
 
-def write_all(report: SessionReport, folder: Path) -> dict[str, Path]:
-    """Write `run.json`, the page and, in a workflow of GitHub, the summary; what is where.
+def write_all(report: SessionReport, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Write `run.json`, the page and, in a workflow of GitHub, the summary; tell what is where.
 
     Raises:
         StorageError: Something cannot be written; what was written before stays.
@@ -44,9 +44,9 @@ def write_all(report: SessionReport, folder: Path) -> dict[str, Path]:
     from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
     from pytest_moeperf.report.summary import markdown  # noqa: PLC0415
 
-    written = {"run": folder / RUN, "report": folder / PAGE}
-    write_text_atomic(written["run"], to_json(report))
-    write_text_atomic(written["report"], to_html(report))
+    write_text_atomic(folder / RUN, to_json(report))
+    yield "run", folder / RUN
+    write_text_atomic(folder / PAGE, to_html(report))
+    yield "report", folder / PAGE
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         append_text(Path(summary), markdown(report))
-    return written

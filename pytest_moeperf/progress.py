@@ -32,11 +32,15 @@ class Progress:
         self._drawn_s = 0.0
         self._drawn = False
         self._told: set[str] = set()
-        """Phases that have a line where there is no terminal."""
+        """Phases of this test that have a line where there is no terminal."""
+        self._nodeid: str | None = None
 
     @contextmanager
     def during(self, nodeid: str | None) -> Iterator[None]:
         """Clean up at the end, so that pytest's line of the test `nodeid` is whole again."""
+        if nodeid != self._nodeid:
+            self._nodeid = nodeid
+            self._told.clear()
         try:
             yield
         finally:
@@ -88,7 +92,6 @@ class Progress:
     def _clear(self, nodeid: str | None) -> None:
         reporter = self._reporter
         self._phase = ""
-        self._told.clear()
         if not self._drawn or reporter is None:
             return
         if reporter.isatty:

@@ -15,7 +15,7 @@ from pytest_moeperf import gate
 from pytest_moeperf.datasets import load_data
 from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.enginespec import parse_engine
-from pytest_moeperf.errors import MoeperfError, ServerError, UsageError
+from pytest_moeperf.errors import MoeperfError, ServerError
 from pytest_moeperf.identity import cell_name, fingerprint, remote_host, workload_identity
 from pytest_moeperf.measured import MeasuredCell
 from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
@@ -55,6 +55,10 @@ STARTUP = "startup"
 SESSION_VARIABLE = "MOEPERF_SESSION"
 """Names the session of runs that follow each other and count as one, as those of a refresh."""
 
+_Cell = tuple[ServerSpec, Workload]
+_Key = tuple[_Cell, "SLO | None", tuple[_Cell, ...]]
+"""What was measured, and on a CPU in turns with what."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -66,11 +70,6 @@ class Settings:
     port: int | None
     out_dir: Path
     weights: Weights = "auto"
-
-
-_Cell = tuple[ServerSpec, Workload]
-_Key = tuple[_Cell, "SLO | None", tuple[_Cell, ...]]
-"""What was measured, and on a CPU in turns with what."""
 
 
 class Run:
@@ -86,7 +85,7 @@ class Run:
         self._turn = 0
         """Of the next round of cells that take turns."""
         self._engines: dict[str, EngineInstall] = {}
-        self._models: dict[tuple[str, tuple[tuple[str, int], ...], LoadFormat], ModelDirectory] = {}
+        self._models: dict[tuple[str, tuple[tuple[str, int], ...], str], ModelDirectory] = {}
         self._measured: dict[_Key, MeasuredCell] = {}
         self._failed: dict[ServerSpec, MoeperfError] = {}
         self.timeline = Timeline(time.monotonic)
@@ -152,22 +151,16 @@ class Run:
 
             self.announce(f"model {spec.model}", "")
             dummy = spec.load_format == "dummy"
-            model = materialize(spec.model, weights=self.settings.weights, dummy=dummy)
-            model = resized(model, spec.overrides)
+            found = materialize(spec.model, weights=self.settings.weights, dummy=dummy)
+            model = resized(found, spec.overrides)
             # The spec that is resolved below means the same model.
-            for load_format in (spec.load_format, "dummy" if model.dummy else "auto"):
-                self._models[spec.model, spec.overrides, load_format] = model
+            resolved = spec.model, spec.overrides, "dummy" if model.dummy else "auto"
+            self._models[key] = self._models[resolved] = model
         return self._models[key]
 
     def resolved(self, spec: ServerSpec, engine: str) -> ServerSpec:
         """The spec with its engine found, and with what its model has for weights."""
-        dummy = self.model(spec).dummy
-        if spec.load_format == "dummy" and not dummy:
-            raise UsageError(
-                f"load_format 'dummy' of {spec.model}: its weights are made here and are small; "
-                "leave load_format out"
-            )
-        load_format: LoadFormat = "dummy" if dummy else "auto"
+        load_format: LoadFormat = "dummy" if self.model(spec).dummy else "auto"
         return replace(spec, engine=self.engine(engine), load_format=load_format)
 
     def serve(self, spec: ServerSpec) -> RunningServer:
@@ -207,18 +200,30 @@ class Run:
             if server.spec in specs:
                 self.pool.stop(server)
 
-    def measure_anew(self, cells: Sequence[MeasuredCell], spec: ServerSpec) -> list[CellResult]:
-        """Measure cells of one server on a fresh one: of their own spec or with another engine.
+    def measure_anew(self, cell: MeasuredCell, spec: ServerSpec) -> CellResult:
+        """Measure the cell on a fresh server of `spec`: the cell's own one, or with another engine.
 
         The server stays, for the tests to come.
         """
         self.end(spec)
-        played = [cell.measurement for cell in cells if cell.measurement is not None]
-        if len(played) < len(cells):
-            return [self.measure_startup(spec).result for _ in cells]
-        fresh = [self._begun_anew(each, spec) for each in played]
-        interleave(fresh)
-        return [self._result(spec, each) for each in fresh]
+        if cell.measurement is None:
+            return self.measure_startup(spec).result
+        measurement = self._begun_anew(cell.measurement, spec)
+        interleave([measurement])
+        return self._result(spec, measurement)
+
+    def measure_also(self, cell: MeasuredCell, spec: ServerSpec) -> CellResult | None:
+        """Measure a further cell on the server of `spec` that runs; None where that fails."""
+        running = [server.spec for server in self.pool.running if server.alive]
+        if cell.measurement is None or spec not in running:
+            return None
+        try:
+            measurement = self._begun_anew(cell.measurement, spec)
+            interleave([measurement])
+        except MoeperfError:
+            cell.alone = True
+            return None
+        return self._result(spec, measurement)
 
     def _begun_anew(self, measurement: CellMeasurement, spec: ServerSpec) -> CellMeasurement:
         return self._begin(spec, measurement.workload, measurement.rules.slo)
@@ -253,15 +258,13 @@ class Run:
             begun = [self._begin(spec, workload, slo) for spec, workload in together]
             self.pool.check_together([each.server for each in begun])
             self._turn = max(self._turn, interleave(begun, turn=turn))
-            measured = [
-                MeasuredCell(self._result(spec, cell), spec, cell)
-                for (spec, _), cell in zip(together, begun, strict=True)
-            ]
-            for pair, cell in zip(together, measured, strict=True):
-                others = (each for each in measured if each is not cell)
-                cell.company = tuple(each for each in others if each.spec == cell.spec)
-                self._measured[keys[pair]] = cell
-        return [self._measured[keys[pair]] for pair in pairs]
+            for pair, cell in zip(together, begun, strict=True):
+                spec, _ = pair
+                self._measured[keys[pair]] = MeasuredCell(self._result(spec, cell), spec, cell)
+        measured = [self._measured[keys[pair]] for pair in pairs]
+        for each in measured:
+            each.meet(measured)
+        return measured
 
     def _in_turns(self, specs: Sequence[ServerSpec]) -> list[list[int]]:
         running = [server.spec for server in self.pool.running if server.alive]

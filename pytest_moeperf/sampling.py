@@ -32,6 +32,8 @@ __all__ = ["Budget", "Limits", "Sampler"]
 UNPAIRED = gate.DOUBTFUL | {Outcome.NO_BASELINE}
 """Outcomes that an A/B might have changed."""
 
+SERVERS: Mapping[Need, int] = {Need.START: 1, Need.PAIR: 2}
+
 MOST_INVALID = 2
 """So many bought starts of a cell may be invalid; with one more the buying ends."""
 
@@ -66,6 +68,10 @@ class Budget:
             self.left_s -= self.clock() - began_s
 
 
+_Arm = dict["MeasuredCell", CellResult]
+"""What one fresh server was measured with: a doubtful cell and its companions."""
+
+
 @dataclass(slots=True)
 class _Case:
     """A cell while it is judged: what was measured so far, and what its gates still need."""
@@ -83,8 +89,8 @@ class _Case:
     """The server with the old engine, once one was started."""
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     needs: dict[str, Need | None] = field(default_factory=dict)
-    invalid: int = 0
-    """Bought starts that could not be used."""
+    cost_s: float = 0.0
+    """What a further start of this cell alone takes, by the longest one so far."""
 
     @property
     def result(self) -> CellResult:
@@ -132,22 +138,6 @@ class _Case:
         best = gate.best_look(before, self.result, look=number)
         self.verdicts = dict(zip(self.metrics, best.verdicts, strict=True))
 
-    def add_starts(self, cells: Sequence[MeasuredCell], fresh: Sequence[CellResult]) -> None:
-        """Give this cell and its companions a further start of the engine under test."""
-        valid = [cell.add_start(start) for cell, start in zip(cells, fresh, strict=True)]
-        self.invalid += not valid[0]
-
-    def add_pairs(
-        self,
-        cells: Sequence[MeasuredCell],
-        old: Sequence[CellResult],
-        new: Sequence[CellResult],
-    ) -> None:
-        """Give this cell and its companions a start of the old and one of the new engine."""
-        arms = zip(cells, old, new, strict=True)
-        valid = [cell.add_pair(*pair) for cell, *pair in arms]
-        self.invalid += not valid[0]
-
     def remark(self, metrics: Sequence[str], clause: str) -> None:
         """Add a clause to the reasons of these verdicts."""
         for key in metrics:
@@ -158,12 +148,6 @@ class _Case:
         """Whether an A/B might have changed the verdict."""
         verdict = self.verdicts[key]
         return verdict.outcome in UNPAIRED and not verdict.paired
-
-    @property
-    def used(self) -> int:
-        """Starts of the engine under test so far."""
-        measured = self.cell.result
-        return len(measured.starts) + len(measured.new) + self.invalid
 
     def lacking(self, need: Need) -> int:
         """Starts of the engine under test until the verdict may change."""
@@ -192,6 +176,8 @@ class Sampler:
         self._references = references
         self._limits = limits
         self._budget = Budget(60 * limits.max_minutes)
+        self._aside_s = 0.0
+        """Of it, what companions of doubtful cells took."""
         self._no_arm: dict[ServerSpec, str] = {}
         """Why there is no A/B for a spec: the old engine failed with it."""
 
@@ -256,76 +242,97 @@ class Sampler:
     def _sample(self, case: _Case) -> None:
         """Buy what the open metrics need, until none is open or a limit is reached."""
         start = case.cell.result.start
-        cost_s = (start.startup_s if start is not None else None) or 0.0
+        case.cost_s = (start.startup_s if start is not None else None) or 0.0
         try:
             while need := case.need:
-                if refusal := self._refusal(case, need, cost_s):
+                if refusal := self._refusal(case, need):
                     case.remark(case.open, refusal)
                     return
-                before_s = self._budget.left_s
+                before_s, aside_s = self._budget.left_s, self._aside_s
                 with self._budget.spend():
                     self._buy_pair(case) if need is Need.PAIR else self._buy_start(case)
-                servers = 2 if need is Need.PAIR else 1
-                cost_s = max(cost_s, (before_s - self._budget.left_s) / servers)
+                alone_s = before_s - self._budget.left_s - (self._aside_s - aside_s)
+                case.cost_s = max(case.cost_s, alone_s / SERVERS[need])
                 case.judge(case.open)
         finally:
             self._end_old(case)
 
-    def _refusal(self, case: _Case, need: Need, cost_s: float) -> str:
+    def _refusal(self, case: _Case, need: Need) -> str:
         """Why no more can be bought; empty if it can, up to where the verdict may change."""
         limits, lacking = self._limits, case.lacking(need)
         pairs = f"A/B of {lacking} more pairs of starts"
-        what, servers = (pairs, 2 * lacking) if need is Need.PAIR else ("further start", lacking)
+        what = pairs if need is Need.PAIR else "further start"
         if need is Need.PAIR and (failed := self._no_arm.get(case.cell.spec)):
             return f"no {what}, because {limits.against} failed: {failed}"
-        if case.invalid > MOST_INVALID:
-            return f"{case.invalid} further starts were invalid"
-        if limits.max_starts is not None and case.used + lacking > limits.max_starts:
+        if case.cell.invalid > MOST_INVALID:
+            return f"{case.cell.invalid} further starts were invalid"
+        if limits.max_starts is not None and case.cell.used + lacking > limits.max_starts:
             return f"no {what} within --max-starts {limits.max_starts}"
-        if self._budget.left_s <= servers * cost_s:
+        if self._budget.left_s <= SERVERS[need] * lacking * case.cost_s:
             return f"no {what} within --max-minutes {limits.max_minutes:g}"
         return ""
+
+    def _companions(self, case: _Case, need: Need) -> list[MeasuredCell]:
+        """Cells to measure on the same servers, as far as the case leaves time for them."""
+        servers = SERVERS[need]
+        spare_s = self._budget.left_s - servers * case.lacking(need) * case.cost_s
+        return [
+            cell
+            for cell in case.cell.companions(
+                most_s=spare_s / servers, most_starts=self._limits.max_starts
+            )
+            if cell.invalid <= MOST_INVALID
+        ]
+
+    def _measure(self, case: _Case, spec: ServerSpec, others: Sequence[MeasuredCell]) -> _Arm:
+        """Measure the case on a fresh server, and the others as long as that bears them."""
+        arm = {case.cell: self._run.measure_anew(case.cell, spec)}
+        began_s = self._budget.clock()
+        for cell in others:
+            if (fresh := self._run.measure_also(cell, spec)) is not None:
+                arm[cell] = fresh
+        self._aside_s += self._budget.clock() - began_s
+        return arm
 
     def _buy_start(self, case: _Case) -> None:
         number = len(case.cell.result.starts) + 1
         most = max(number, self._at_most(case.most(Need.START)))
-        cells = [case.cell, *case.cell.companions]
+        others = self._companions(case, Need.START)
         with self._run.stage(f"start {number} of up to {most} for {case.suite}"):
-            case.add_starts(cells, self._run.measure_anew(cells, case.cell.spec))
+            arm = self._measure(case, case.cell.spec, others)
+        for cell, fresh in arm.items():
+            cell.add_start(fresh)
 
     def _buy_pair(self, case: _Case) -> None:
         """Start and measure both engines: in the order A B, B A, A B and so on."""
         number = len(case.cell.result.new) + 1
         stage = f"A/B pair {number} of up to {case.most(Need.PAIR)} for {case.suite}"
-        cells = [case.cell, *case.cell.companions]
+        others = self._companions(case, Need.PAIR)
         if number % 2:
-            old = self._old_arm(case, cells, stage)
-            new = None if old is None else self._new_arm(case, cells, stage)
+            old = self._old_arm(case, others, stage)
+            new = {} if old is None else self._new_arm(case, others, stage)
         else:
-            new = self._new_arm(case, cells, stage)
-            old = self._old_arm(case, cells, stage)
-        if old is not None and new is not None:
-            case.add_pairs(cells, old, new)
-        elif new is not None:
-            # A start without its counterpart is one like those before the A/B.
-            case.add_starts(cells, new)
+            new = self._new_arm(case, others, stage)
+            old = self._old_arm(case, others, stage)
+        for cell, fresh in new.items():
+            if old is not None and cell in old:
+                cell.add_pair(old[cell], fresh)
+            else:
+                # A start without its counterpart is one like those before the A/B.
+                cell.add_start(fresh)
 
-    def _new_arm(
-        self, case: _Case, cells: Sequence[MeasuredCell], stage: str
-    ) -> Sequence[CellResult]:
+    def _new_arm(self, case: _Case, others: Sequence[MeasuredCell], stage: str) -> _Arm:
         self._end_old(case)
         with self._run.stage(f"{stage}, new engine"):
-            return self._run.measure_anew(cells, case.cell.spec)
+            return self._measure(case, case.cell.spec, others)
 
-    def _old_arm(
-        self, case: _Case, cells: Sequence[MeasuredCell], stage: str
-    ) -> Sequence[CellResult] | None:
+    def _old_arm(self, case: _Case, others: Sequence[MeasuredCell], stage: str) -> _Arm | None:
         """None where the old engine cannot serve this; then the case goes on without it."""
         self._run.end(case.cell.spec)
         try:
             with self._run.stage(f"{stage}, old engine"):
                 case.old_spec = case.cell.spec.on(self._run.engine(self._limits.against or ""))
-                return self._run.measure_anew(cells, case.old_spec)
+                return self._measure(case, case.old_spec, others)
         except MoeperfError as error:
             self._no_arm[case.cell.spec] = str(error).partition("\n")[0]
             case.pairs = False

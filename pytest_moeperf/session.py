@@ -329,7 +329,7 @@ class MoeperfSession:
     def _write_reports(self) -> None:
         from pytest_moeperf.outputs import write_all  # noqa: PLC0415 - only with results
 
-        for name, path in write_all(self._report(), self.options.out_dir).items():
+        for name, path in write_all(self._report(), self.options.out_dir):
             self.collected.notes.append(f"{name}: {_short(path)}")
 
     def _report(self) -> SessionReport:

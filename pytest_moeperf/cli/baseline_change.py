@@ -134,6 +134,11 @@ def _measured(path: Path) -> dict[str, str]:
         raise UsageError(f"--run {printable(str(path))}: cannot be read: {error}") from error
     document = parse(text, source=printable(str(path)))
     validate(document, store.schema("run-1"), source=printable(str(path)))
+    if not document.get("finished", True):
+        raise BaselineError(
+            f"{printable(str(path))}: this run was not finished, so it does not tell which cells "
+            "are measured no more; give that of a whole run"
+        )
     prints = [(cell["cell"], cell["fingerprint"]) for cell in document["cells"]]
     found = {
         f"{each['hardware']}/{each['engine']}/{cell}": str(each["workload"])

@@ -51,6 +51,14 @@ def urgent(report: SessionReport, wanted: Tone) -> tuple[tuple[CellResult, Verdi
 
 def headline(report: SessionReport) -> Headline:
     """The sentence; of several failures it tells the most urgent one."""
+    told = _headline(report)
+    if report.finished:
+        return told
+    tone: Tone = "open" if told.tone == "good" else told.tone
+    return Headline(tone, f"Not finished, tests were still to run. {told.text}")
+
+
+def _headline(report: SessionReport) -> Headline:
     failed, still_open = urgent(report, "failed"), urgent(report, "open")
     unmeasured = sum(note.startswith(UNMEASURED) for note in report.notes)
     lost = f"{_tests(unmeasured)} failed without a result" if unmeasured else ""

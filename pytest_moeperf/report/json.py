@@ -44,6 +44,7 @@ def to_json(report: SessionReport) -> str:
             "cells": [_cell(cell) for cell in report.cells],
             "duration_s": rounded(report.duration_s),
             "engines": [_engine(engine) for engine in report.engines],
+            "finished": report.finished,
             "hardware": report.hardware,
             "machine": dict(report.machine),
             "notes": list(report.notes),
@@ -51,7 +52,7 @@ def to_json(report: SessionReport) -> str:
             "outcomes": {outcome.value: count for outcome, count in report.outcomes.items()},
             "schema": SCHEMA_VERSION,
             "started_at": report.started_at,
-            "time": _time(report),
+            **({"time": _time(report)} if report.finished else {}),
             "tool": report.tool_version,
         }
     )
@@ -165,6 +166,7 @@ def _read_report(document: Mapping[str, Any]) -> SessionReport:
         options=None if options is None else tuple(options),
         spent=TimeSpent() if spent is None else _read_time(spent),
         processes=1 if spent is None else spent["processes"],
+        finished=document.get("finished", True),
     )
 
 

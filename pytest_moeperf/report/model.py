@@ -59,6 +59,8 @@ class SessionReport:
     spent: TimeSpent = field(default_factory=TimeSpent)
     processes: int = 1
     """So many measured side by side; their times are added up."""
+    finished: bool = True
+    """False where tests were still to run when this was told; then no times are known."""
 
     @property
     def phases(self) -> Mapping[str, float]:
@@ -89,6 +91,8 @@ class SessionReport:
 
 def time_line(report: SessionReport) -> str:
     """Where the time went: `time: 312 s = 41 % starting (2 servers, 2 specs), …`."""
+    if not report.finished:
+        return f"time: {report.duration_s:.0f} s until this was written"
     total_s = sum(report.phases.values())
     spent = report.spent
     servers = f"{spent.starts} {_plural('server', spent.starts)}"

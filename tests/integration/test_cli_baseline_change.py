@@ -135,6 +135,14 @@ def test_a_run_that_is_not_there_is_one_line(moeperf):
     assert err.startswith("moeperf: error: --run nowhere.json: cannot be read: ")
 
 
+def test_a_run_that_was_not_finished_removes_nothing(moeperf, session_report, tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(to_json(dataclasses.replace(session_report, finished=False)))
+    code, _, err = moeperf("prune", "--run", str(path), "--yes")
+    told = "this run was not finished, so it does not tell which cells are measured no more; "
+    assert (code, err) == (1, f"moeperf: error: {path}: {told}give that of a whole run\n")
+
+
 def test_a_run_that_measured_nothing_removes_nothing(moeperf, session_report, tmp_path):
     path = tmp_path / "run.json"
     path.write_text(to_json(dataclasses.replace(session_report, cells=())))

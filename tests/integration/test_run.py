@@ -36,14 +36,14 @@ def run(tmp_path):
         out_dir=tmp_path,
     )
     made = Run(settings, lambda _phase, _detail: None)
-    made._models["tiny", ()] = SimpleNamespace(name="tiny", digest="d")
+    made._models["tiny", (), "auto"] = SimpleNamespace(name="tiny", digest="d")
     return made
 
 
 @pytest.fixture
 def serving(run, model, machine, tmp_path):
     """The run with a pool of its own, for servers of `make_spec`."""
-    run._models[model.name, ()] = model
+    run._models[model.name, (), "auto"] = model
     vars(run)["hardware"] = machine
     lease = MachineLease(folder=tmp_path / "lease")
     with ServerPool(machine, log_dir=tmp_path / "logs", lease=lease) as pool:

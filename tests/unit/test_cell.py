@@ -12,7 +12,10 @@ def test_repeats_that_were_measured_again_are_counted_by_what_was_found_in_them(
         )
         for seed, codes in enumerate(found)
     )
-    cell = Cell(None, SimpleNamespace(result=SimpleNamespace(invalid=False, discarded=discarded)))
+    measured = SimpleNamespace(
+        result=SimpleNamespace(invalid=False), measurement=SimpleNamespace(discarded=discarded)
+    )
+    cell = Cell(None, measured)
     assert cell.discarded("compilation", "stall") == 2
     assert cell.discarded("compilation") == 1
     assert cell.discarded("token_totals") == 0

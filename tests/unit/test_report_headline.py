@@ -13,13 +13,14 @@ from pytest_moeperf.report.model import UNMEASURED
 def told(session_report):
     """Builds the sentence of a session of one cell with verdicts of these outcomes."""
 
-    def tell(*outcomes, notes=(), options=()):
+    def tell(*outcomes, notes=(), options=(), finished=True):
         verdicts = tuple(
             Verdict(metric="tpot_ms.p50", outcome=outcome, reason=f"it is {outcome}")
             for outcome in outcomes
         )
         cell = replace(session_report.cells[0], verdicts=verdicts)
-        found = headline(replace(session_report, cells=(cell,), notes=notes, options=options))
+        report = replace(session_report, cells=(cell,), notes=notes, options=options)
+        found = headline(replace(report, finished=finished))
         return found.tone, found.text
 
     return tell
@@ -72,6 +73,15 @@ def test_good_news_are_counted(told):
         "good",
         "Nothing failed: 1 IMPROVED, 2 PASS",
     )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "colour"), [(Outcome.PASS, "open"), (Outcome.REGRESSED, "failed")]
+)
+def test_a_session_that_was_not_finished_is_no_success(told, outcome, colour):
+    tone_of, text = told(outcome, finished=False)
+    assert tone_of == colour
+    assert text == f"Not finished, tests were still to run. {told(outcome)[1]}"
 
 
 def test_nothing_judged_is_not_good(told):

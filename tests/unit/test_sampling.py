@@ -32,6 +32,8 @@ class ScriptedRun:
         self.patience = Patience(sleep=lambda _s: None)
         self.did = []
         self.looks = iter(())
+        self.unbearable = ()
+        """Engines whose servers end under the load of a companion."""
         self._make_start = make_start
         self._fingerprint = fingerprint
         self._figures = {NEW.label: list(new), OLD.label: list(old)}
@@ -57,10 +59,16 @@ class ScriptedRun:
     def end(self, *_specs):
         pass
 
-    def measure_anew(self, cells, spec):
+    def measure_anew(self, _cell, spec):
         self.did.append(self._stage)
         assert len(self.did) < MOST_STARTS
-        return [self.result(spec) for _ in cells]
+        return self.result(spec)
+
+    def measure_also(self, cell, spec):
+        if spec.engine.label in self.unbearable:
+            cell.alone = True
+            return None
+        return self.result(spec)
 
     def look_again(self, cell):
         value = next(self.looks, None)
@@ -139,49 +147,49 @@ def test_a_clean_cell_buys_nothing(night):
 class Played:
     """The measurement of a companion, as far as it is asked for what it costs."""
 
-    def __init__(self, played_s):
-        self.played_s = played_s
+    def __init__(self, cost_s):
+        self.cost_s = cost_s
 
 
-def measured_together(run, *played_s):
-    """A cell and others that had turns with it, which took so long to play."""
-    first, *others = (run.measured() for _ in range(1 + len(played_s)))
-    for cell, seconds in zip(others, played_s, strict=True):
-        cell.measurement = Played(seconds)
-    first.company = tuple(others)
+def measured_together(run, *costs_s, startup_s=60.0):
+    """A cell and others that were asked for with it, which take so long on another server."""
+    first, *others = (run.measured() for _ in range(1 + len(costs_s)))
+    start = replace(first.result.start, startup_s=startup_s)
+    first.result = replace(first.result, start=start)
+    for cell, cost_s in zip(others, costs_s, strict=True):
+        cell.measurement = Played(cost_s)
+    first.meet([first, *others])
     return first, others
 
 
-def with_startup(cell, startup_s):
-    cell.result = replace(cell.result, start=replace(cell.result.start, startup_s=startup_s))
+def bought(cells):
+    return [len(cell.result.bought) for cell in cells]
 
 
-def test_a_further_start_also_serves_the_cells_that_had_turns_with_it(night):
-    run, sampler = night(new=(20.7, 20.7, 20.7, 20.0))
-    first, others = measured_together(run, 10.0, 10.0, 50.0)
-    with_startup(first, 60.0)
+def test_a_further_start_also_serves_cells_that_were_asked_for_together(night):
+    run, sampler = night(new=(20.7, 20.7, 20.7, 20.7, 20.0))
+    first, others = measured_together(run, 10.0, 55.0, 50.0)
     sampler.judge(first, "suite", [TPOT])
-    bought = [len(cell.result.bought) for cell in (first, *others)]
-    # The third one would take longer than what is left of a start's time.
-    assert bought == [bought[0], bought[0], bought[0], 0]
-    assert bought[0] > 0
+    # The second one would take longer than what is left of a start's time.
+    [own, *theirs] = bought([first, *others])
+    assert own > 0
+    assert theirs == [own, 0, own]
 
 
-def test_a_cell_that_was_judged_takes_no_further_start(night):
+@pytest.mark.parametrize("flag", ["judged", "alone"])
+def test_a_cell_that_was_judged_or_ended_a_server_takes_no_further_start(night, flag):
     run, sampler = night(new=(20.7, 20.7, 20.7, 20.0))
     first, others = measured_together(run, 1.0, 1.0)
-    with_startup(first, 60.0)
-    others[0].judged = True
+    setattr(others[0], flag, True)
     sampler.judge(first, "suite", [TPOT])
-    assert others[0].result.bought == ()
-    assert others[1].result.bought
+    assert bought(others)[0] == 0
+    assert bought(others)[1] > 0
 
 
 def test_what_others_bought_is_judged_with_the_rest(night):
     """The second cell needs no start of its own any more."""
     run, sampler = night(new=(20.7, 20.7, 20.0))
     first, [other] = measured_together(run, 1.0)
-    with_startup(first, 60.0)
     sampler.judge(first, "suite", [TPOT])
     did = list(run.did)
     result = sampler.judge(other, "suite", [TPOT])
@@ -189,10 +197,9 @@ def test_what_others_bought_is_judged_with_the_rest(night):
     assert run.did == did
 
 
-def test_both_arms_of_an_ab_serve_the_cells_that_had_turns(night):
+def test_both_arms_of_an_ab_serve_the_company(night):
     run, sampler = night(new=(22.0,), against="vllm==0.31.0")
     first, [other] = measured_together(run, 1.0)
-    with_startup(first, 60.0)
     sampler.judge(first, "suite", [TPOT])
     did = list(run.did)
     result = sampler.judge(other, "suite", [TPOT])
@@ -201,6 +208,48 @@ def test_both_arms_of_an_ab_serve_the_cells_that_had_turns(night):
     [verdict] = result.verdicts
     assert verdict.outcome is Outcome.REGRESSED
     assert run.did == did
+
+
+def test_a_load_that_ends_the_old_engine_takes_no_pair_from_the_cell_in_doubt(night):
+    run, sampler = night(new=(22.0,), against="vllm==0.31.0")
+    run.unbearable = (OLD.label,)
+    first, [other] = measured_together(run, 1.0)
+    [verdict] = sampler.judge(first, "suite", [TPOT]).verdicts
+    assert verdict.outcome is Outcome.REGRESSED
+    assert verdict.paired
+    assert other.result.old == ()
+
+
+def test_company_takes_no_time_that_the_cell_in_doubt_needs(night):
+    run, sampler = night(new=(22.0,), max_minutes=1)
+    first, others = measured_together(run, 20.0, 5.0, startup_s=50.0)
+    sampler.judge(first, "suite", [TPOT])
+    assert bought([first, *others]) == [4, 0, 4]
+
+
+def test_company_takes_no_more_starts_than_a_cell_may_have(night):
+    run, sampler = night(new=(22.0,), max_starts=3)
+    first, [other] = measured_together(run, 1.0)
+    other.invalid = 1
+    sampler.judge(first, "suite", [TPOT])
+    assert bought([first, other]) == [2, 1]
+
+
+def test_a_start_is_counted_once_though_it_was_bought_before_it_was_played_on_again(night):
+    run, _ = night(new=(20.0,))
+    cell, fresh = run.measured(), run.result(SPEC)
+    cell.add_start(fresh)
+    cell.play_again(fresh)
+    assert [start.start_id for start in cell.result.starts] == [fresh.start.start_id]
+
+
+def test_repeats_on_a_start_of_an_ab_leave_the_first_one_as_it_is(night):
+    run, _ = night(new=(20.0,))
+    cell, old, new = run.measured(), run.result(SPEC), run.result(SPEC)
+    cell.add_pair(old, new)
+    before = cell.result
+    cell.play_again(new)
+    assert cell.result == before
 
 
 def test_a_start_that_was_bad_by_luck_is_outvoted_by_a_second_one(night):
