@@ -115,7 +115,7 @@ def test_an_attached_server_is_judged_by_its_one_start(suite, make_server):
 def test_the_bought_start_of_a_start_up_time_is_a_start(suite):
     suite.write("def test_startup(measure, moe):\n    measure.startup(moe).gate('startup_s')\n")
     suite.run("--baseline", "record").counts(passed=1)
-    suite.script(start_delay_s=6)
+    suite.script(start_delay_s=2)
     outcome = suite.run()
     outcome.counts(failed=1)
     outcome.shows("    change +*; unpaired, 2 starts")
