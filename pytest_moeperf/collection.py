@@ -24,7 +24,7 @@ from pytest_moeperf.markers import (
     times,
 )
 from pytest_moeperf.placement import gpus_lacking, lacking
-from pytest_moeperf.session import NamedServer, is_attached
+from pytest_moeperf.session import NamedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,6 +238,13 @@ def gating_tests(items: Sequence[pytest.Item], session: MoeperfSession) -> int:
         return sum(not _short_of_gpus(item, session) for item in gating)
     except pytest.UsageError:
         return len(gating)  # The tests themselves fail with it.
+
+
+def is_attached(engine: str) -> bool:
+    """Whether an `--engine` is the URL of a server that runs already."""
+    from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only for suites
+
+    return parse_engine(engine).form == "attached"
 
 
 def skip_what_the_machine_lacks(item: pytest.Item, session: MoeperfSession) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_moeperf.errors import MoeperfError
     from pytest_moeperf.measurement import CellMeasurement
-    from pytest_moeperf.records import CellResult, ServerSpec
+    from pytest_moeperf.records import CellResult, ServerSpec, StartRecord
 
 __all__ = ["MeasuredCell"]
 
@@ -27,9 +28,12 @@ class MeasuredCell:
     judged: bool = False
     """A test has asked for its verdict."""
     alone: bool = False
-    """A further server failed under its load, which its own test has to tell."""
+    """It is measured no more on servers that another cell takes: its load ended one, or was invalid
+    there."""
+    failure: MoeperfError | None = None
+    """How the engine under test failed under its load on a server that another cell took."""
     invalid: int = 0
-    """Further starts that could not be used."""
+    """Further starts of its own that could not be used."""
     company: tuple[MeasuredCell, ...] = field(default=(), repr=False)
     """The cells of its server that a test asked for together with it."""
 
@@ -45,11 +49,18 @@ class MeasuredCell:
         """Starts of the engine under test so far."""
         return len(self.result.starts) + len(self.result.new) + self.invalid
 
+    @property
+    def on_pair(self) -> bool:
+        """Whether its repeats are those of a start of an A/B."""
+        if self.measurement is None:
+            return False
+        played_on = self.measurement.server.start_id
+        return any(start.start_id == played_on for start in self.result.new)
+
     def meet(self, others: Sequence[MeasuredCell]) -> None:
-        """Remember in what company it was asked for, where that is larger than before."""
-        found = tuple(cell for cell in others if cell is not self and cell.spec == self.spec)
-        if len(found) > len(self.company):
-            self.company = found
+        """Remember in what company it was asked for."""
+        found = (cell for cell in others if cell is not self and cell.spec == self.spec)
+        self.company = tuple(dict.fromkeys((*self.company, *found)))
 
     def companions(self, *, most_s: float, most_starts: int | None) -> list[MeasuredCell]:
         """Cells for a fresh server to measure as well, as their verdicts may take it too.
@@ -69,40 +80,55 @@ class MeasuredCell:
                 chosen.append(cell)
         return chosen
 
+    def failed_under(self, error: MoeperfError, spec: ServerSpec) -> None:
+        """Remember that a server that another cell took failed under the load of this one."""
+        self.alone, self.failure = True, error if spec == self.spec else None
+
     def play_again(self, result: CellResult) -> None:
-        """Take other repeats as those of the first start; what was bought stays.
-
-        A start counts once: that these were played on a bought one takes that from the others, and
-        repeats on a start of an A/B leave the first one as it is.
-        """
+        """Take other repeats in place of those of the same start; what was bought stays."""
         before, start = self.result, result.start
-        start_id = start.start_id if start is not None else ""
-        if any(each.start_id == start_id for each in before.new):
-            return
-        self.result = replace(
-            result,
-            bought=tuple(each for each in before.bought if each.start_id != start_id),
-            against=before.against,
-            old=before.old,
-            new=before.new,
-        )
+        later = (*before.bought, *before.new)
+        if start is None or all(each.start_id != start.start_id for each in later):
+            self.result = replace(
+                result,
+                bought=before.bought,
+                against=before.against,
+                old=before.old,
+                new=before.new,
+            )
+        elif result.invalid:
+            self.result = replace(before, invalid=True, discarded=result.discarded)
+        else:
+            bought, new = (_with(start, starts) for starts in (before.bought, before.new))
+            self.result = replace(before, bought=bought, new=new)
 
-    def add_start(self, fresh: CellResult) -> None:
-        """Take a further start of the engine under test."""
+    def add_start(self, fresh: CellResult, *, shared: bool = False) -> None:
+        """Take a further start of the engine under test; `shared`: one that another cell took."""
         before = self.result
         if fresh.invalid or fresh.start is None:
-            self.invalid += 1
+            self._note_invalid(shared=shared)
         else:
             before = replace(before, bought=(*before.bought, fresh.start))
         self.result = replace(before, discarded=before.discarded + fresh.discarded)
 
-    def add_pair(self, old: CellResult, new: CellResult) -> None:
+    def add_pair(self, old: CellResult, new: CellResult, *, shared: bool = False) -> None:
         """Take a start of the old and one of the new engine; of an invalid one neither counts."""
         before = self.result
         if old.invalid or new.invalid or old.start is None or new.start is None:
-            self.invalid += 1
+            self._note_invalid(shared=shared)
         else:
             before = replace(before, old=(*before.old, old.start), new=(*before.new, new.start))
         self.result = replace(
             before, against=old.engine, discarded=before.discarded + old.discarded + new.discarded
         )
+
+    def _note_invalid(self, *, shared: bool) -> None:
+        if shared:
+            self.alone = True
+        else:
+            self.invalid += 1
+
+
+def _with(start: StartRecord, starts: tuple[StartRecord, ...]) -> tuple[StartRecord, ...]:
+    """The starts with `start` in the place of the one with its id."""
+    return tuple(start if each.start_id == start.start_id else each for each in starts)

@@ -129,23 +129,19 @@ def materialize(
     """Return the directory of a model, making it first if need be.
 
     `weights` is about the published models of the catalogue: small ones are always made here, and
-    a path is what it is, unless the engine is to make up its weights (`dummy`).
+    a path is what it is. With `dummy` the engine makes up the weights of any model.
 
-    Raises UsageError for a name that nobody knows or a small model without its weights, ModelError
-    for a directory that no engine could load, StorageError when the cache cannot be written.
+    Raises UsageError for a name that nobody knows, ModelError for a directory that no engine
+    could load, StorageError when the cache cannot be written.
     """
     entry = catalogue().get(name_or_path)
-    if entry is not None and entry.small and dummy:
-        raise UsageError(
-            f"load_format 'dummy' of {entry.name}: its weights are made here and are small; "
-            "leave load_format out"
-        )
     if entry is not None:
         if not (entry.small or dummy or weights == "dummy"):
             copy = _local_copy(entry, wanted=weights == "real")
             if copy is not None:
                 return replace(copy, name=entry.name)
-        return materialize_entry(entry, cache=cache)
+        made = materialize_entry(entry, cache=cache)
+        return _without_weights(made) if dummy and entry.small else made
     path = Path(name_or_path).expanduser()
     if os.sep in name_or_path or path.is_dir():
         return open_directory(path.absolute(), dummy=dummy)
@@ -153,6 +149,10 @@ def materialize(
         f"no model {name_or_path!r}: give one of {', '.join(catalogue())}, "
         "or the path of a model directory"
     )
+
+
+def _without_weights(model: ModelDirectory) -> ModelDirectory:
+    return replace(model, dummy=True, trained=False, digest=f"dummy-{model.digest}")
 
 
 def materialize_entry(entry: CatalogueEntry, *, cache: Path | None = None) -> ModelDirectory:

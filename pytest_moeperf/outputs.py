@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,22 +18,37 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.report.model import SessionReport
 
-__all__ = ["write_all", "write_so_far"]
+__all__ = ["SoFar", "write_all"]
 
 RUN, PAGE = "run.json", "report.html"
 
+SHARE = 0.02
+"""Of a session's time that may go into writing what it has so far."""
 
-def write_so_far(report: SessionReport, folder: Path) -> None:
-    """Keep what was measured, should the session be killed.
 
-    A page of an earlier session goes, as it would stand beside figures that are not its own. What
-    cannot be written is told at the end.
-    """
-    from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
+class SoFar:
+    """Keeps what was measured so far, should the session be killed."""
 
-    with contextlib.suppress(StorageError, OSError):
-        write_text_atomic(folder / RUN, to_json(replace(report, finished=False)))
-        (folder / PAGE).unlink(missing_ok=True)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._again_s = -math.inf
+
+    def write(self, report: SessionReport) -> None:
+        """Write `run.json`, unless that took too much of the time lately.
+
+        A page of an earlier session goes, as it would stand beside figures that are not its own.
+        What cannot be written is told at the end.
+        """
+        from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
+
+        began_s = time.monotonic()
+        if began_s < self._again_s:
+            return
+        with contextlib.suppress(StorageError, OSError):
+            text = to_json(replace(report, finished=False, spent=None))
+            write_text_atomic(self._folder / RUN, text)
+            (self._folder / PAGE).unlink(missing_ok=True)
+        self._again_s = began_s + (time.monotonic() - began_s) / SHARE
 
 
 def write_all(report: SessionReport, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -92,8 +92,8 @@ class _SessionHooks:
     def pytest_testnodedown(self, node: Any) -> None:
         self._session.hear_worker(getattr(node, "workeroutput", {}))
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        self._session.finish(session)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        self._session.finish(session, exitstatus)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         self._session.summarize(terminalreporter)

@@ -147,6 +147,11 @@ class ServerPool:
         """The servers that were not stopped, the one unused longest first."""
         return tuple(self._servers.values())
 
+    @property
+    def alive(self) -> list[ServerSpec]:
+        """The specs of the servers that run and were not seen to die."""
+        return [server.spec for server in self.running if server.alive]
+
     def beside(self, server: RunningServer) -> tuple[RunningServer, ...]:
         """The other servers that run."""
         return tuple(other for other in self.running if other is not server and other.alive)

@@ -150,7 +150,7 @@ class Run:
             from pytest_moeperf.models import materialize, resized  # noqa: PLC0415 - where needed
 
             self.announce(f"model {spec.model}", "")
-            dummy = spec.load_format == "dummy"
+            dummy = spec.load_format == "dummy" or bool(spec.overrides)
             found = materialize(spec.model, weights=self.settings.weights, dummy=dummy)
             model = resized(found, spec.overrides)
             # The spec that is resolved below means the same model.
@@ -214,14 +214,14 @@ class Run:
 
     def measure_also(self, cell: MeasuredCell, spec: ServerSpec) -> CellResult | None:
         """Measure a further cell on the server of `spec` that runs; None where that fails."""
-        running = [server.spec for server in self.pool.running if server.alive]
-        if cell.measurement is None or spec not in running:
+        if cell.measurement is None or spec not in self.pool.alive:
             return None
         try:
             measurement = self._begun_anew(cell.measurement, spec)
             interleave([measurement])
-        except MoeperfError:
-            cell.alone = True
+        except MoeperfError as error:
+            cell.failed_under(error, spec)
+            self.end(spec)
             return None
         return self._result(spec, measurement)
 
@@ -230,7 +230,7 @@ class Run:
 
     def look_again(self, cell: MeasuredCell) -> bool:
         """Measure the cell once more on the same server; False where that has gone."""
-        if cell.measurement is None or not cell.measurement.server.alive:
+        if cell.measurement is None or not cell.measurement.server.alive or cell.on_pair:
             return False
         measurement = cell.measurement.anew()
         interleave([measurement])
@@ -267,8 +267,7 @@ class Run:
         return measured
 
     def _in_turns(self, specs: Sequence[ServerSpec]) -> list[list[int]]:
-        running = [server.spec for server in self.pool.running if server.alive]
-        return in_turns(specs, self.hardware, running=running)
+        return in_turns(specs, self.hardware, running=self.pool.alive)
 
     def confirm(self, cells: Sequence[MeasuredCell]) -> bool:
         """Play as many repeats again of cells with a doubtful verdict, in turns.

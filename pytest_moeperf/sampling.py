@@ -166,6 +166,13 @@ class _Case:
             return SCREENING_STARTS
         return max(policy.unpaired_starts for policy in policies)
 
+    @property
+    def most_servers(self) -> int:
+        """So many servers its open metrics may still take."""
+        starts, pairs = len(self.cell.result.starts), len(self.cell.result.new)
+        more = max(0, self.most(Need.START) - starts)
+        return more + (2 * max(0, self.most(Need.PAIR) - pairs) if self.pairs else 0)
+
 
 class Sampler:
     """Judges every cell of a session; all gates share one night and one budget."""
@@ -182,8 +189,14 @@ class Sampler:
         """Why there is no A/B for a spec: the old engine failed with it."""
 
     def judge(self, cell: MeasuredCell, suite: str, metrics: Sequence[str]) -> CellResult:
-        """Judge a valid cell by its baseline and, where that is not enough, by further starts."""
+        """Judge a valid cell by its baseline and, where that is not enough, by further starts.
+
+        Raises:
+            MoeperfError: A server failed under the cell's load, here or where another cell took it.
+        """
         cell.judged = True
+        if cell.failure is not None:
+            raise cell.failure
         keys = tuple(dict.fromkeys(metrics))
         named = replace(cell.result, cell=f"{suite}/{cell.result.cell}")
         reference = self._references.of(named, keys)
@@ -275,21 +288,20 @@ class Sampler:
     def _companions(self, case: _Case, need: Need) -> list[MeasuredCell]:
         """Cells to measure on the same servers, as far as the case leaves time for them."""
         servers = SERVERS[need]
-        spare_s = self._budget.left_s - servers * case.lacking(need) * case.cost_s
-        return [
-            cell
-            for cell in case.cell.companions(
-                most_s=spare_s / servers, most_starts=self._limits.max_starts
-            )
-            if cell.invalid <= MOST_INVALID
-        ]
+        spare_s = self._budget.left_s - case.most_servers * case.cost_s
+        chosen = case.cell.companions(most_s=spare_s / servers, most_starts=self._limits.max_starts)
+        if need is Need.START and case.pairs:
+            # Their starts are for the A/B.
+            return [cell for cell in chosen if len(cell.result.starts) < SCREENING_STARTS]
+        return chosen
 
     def _measure(self, case: _Case, spec: ServerSpec, others: Sequence[MeasuredCell]) -> _Arm:
         """Measure the case on a fresh server, and the others as long as that bears them."""
         arm = {case.cell: self._run.measure_anew(case.cell, spec)}
         began_s = self._budget.clock()
-        for cell in others:
-            if (fresh := self._run.measure_also(cell, spec)) is not None:
+        for cell in () if arm[case.cell].invalid else others:
+            fresh = None if cell.alone else self._run.measure_also(cell, spec)
+            if fresh is not None:
                 arm[cell] = fresh
         self._aside_s += self._budget.clock() - began_s
         return arm
@@ -301,7 +313,7 @@ class Sampler:
         with self._run.stage(f"start {number} of up to {most} for {case.suite}"):
             arm = self._measure(case, case.cell.spec, others)
         for cell, fresh in arm.items():
-            cell.add_start(fresh)
+            cell.add_start(fresh, shared=cell is not case.cell)
 
     def _buy_pair(self, case: _Case) -> None:
         """Start and measure both engines: in the order A B, B A, A B and so on."""
@@ -315,9 +327,10 @@ class Sampler:
             new = self._new_arm(case, others, stage)
             old = self._old_arm(case, others, stage)
         for cell, fresh in new.items():
+            shared = cell is not case.cell
             if old is not None and cell in old:
-                cell.add_pair(old[cell], fresh)
-            else:
+                cell.add_pair(old[cell], fresh, shared=shared)
+            elif not shared:
                 # A start without its counterpart is one like those before the A/B.
                 cell.add_start(fresh)
 

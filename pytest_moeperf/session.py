@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.counting import CountedCell, Counter
     from pytest_moeperf.hardware import Hardware
     from pytest_moeperf.measured import MeasuredCell
+    from pytest_moeperf.outputs import SoFar
     from pytest_moeperf.records import RoutingRecord, ServerSpec
     from pytest_moeperf.references import References
     from pytest_moeperf.report.model import SessionReport
@@ -58,13 +59,6 @@ class NamedServer:
         return f"{self.spec.label} on {self.engine}"
 
 
-def is_attached(engine: str) -> bool:
-    """Whether an `--engine` is the URL of a server that runs already."""
-    from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only for suites
-
-    return parse_engine(engine).form == "attached"
-
-
 class MoeperfSession:
     """Between pytest's hooks and the run."""
 
@@ -74,6 +68,7 @@ class MoeperfSession:
         self.progress = Progress(config)
         self.collected = contributed.Collected()
         self._gates = 0
+        self._finished = True
         self._started_at = dt.datetime.now(dt.UTC)
         self._began_s = time.monotonic()
 
@@ -107,6 +102,12 @@ class MoeperfSession:
         from pytest_moeperf.references import References  # noqa: PLC0415 - keeps the start fast
 
         return References(self.options.baseline_dir, tool_version=_tool_version())
+
+    @cached_property
+    def _so_far(self) -> SoFar:
+        from pytest_moeperf.outputs import SoFar  # noqa: PLC0415 - only with results
+
+        return SoFar(self.options.out_dir)
 
     @cached_property
     def counter(self) -> Counter:
@@ -290,13 +291,13 @@ class MoeperfSession:
         """Take the cells out of a report, on whichever process shows them."""
         text = report.__dict__.pop("moeperf", None) if not self._is_worker else None
         if text is not None:
-            from pytest_moeperf.outputs import write_so_far  # noqa: PLC0415 - only with results
-
             self.collected.add(contributed.unpacked(text))
-            write_so_far(self._report(), self.options.out_dir)
+            self._so_far.write(self._report())
 
-    def finish(self, session: pytest.Session) -> None:
+    def finish(self, session: pytest.Session, exitstatus: int) -> None:
         """End the servers, then write what is to be written; a failure fails the session."""
+        ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+        self._finished = ended and not (session.shouldfail or session.shouldstop)
         try:
             if "run" in vars(self):
                 self.run.close()
@@ -347,6 +348,7 @@ class MoeperfSession:
             cells=tuple(self.collected.cells),
             notes=tuple(self.collected.notes),
             options=self._typed,
+            finished=self._finished,
         )
 
     def summarize(self, reporter: pytest.TerminalReporter) -> None:

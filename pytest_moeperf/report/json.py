@@ -52,19 +52,19 @@ def to_json(report: SessionReport) -> str:
             "outcomes": {outcome.value: count for outcome, count in report.outcomes.items()},
             "schema": SCHEMA_VERSION,
             "started_at": report.started_at,
-            **({"time": _time(report)} if report.finished else {}),
+            **({} if report.spent is None else {"time": _time(report, report.spent)}),
             "tool": report.tool_version,
         }
     )
 
 
-def _time(report: SessionReport) -> dict[str, Any]:
+def _time(report: SessionReport, spent: TimeSpent) -> dict[str, Any]:
     """Seconds by phase, and how many servers were started for how many specs."""
     return {
         **{f"{name.replace('-', '')}_s": rounded(value) for name, value in report.phases.items()},
         "processes": report.processes,
-        "specs": report.spent.specs,
-        "starts": report.spent.starts,
+        "specs": spent.specs,
+        "starts": spent.starts,
     }
 
 
@@ -154,6 +154,7 @@ def from_json(text: str, *, source: str, schema: Mapping[str, Any]) -> SessionRe
 
 def _read_report(document: Mapping[str, Any]) -> SessionReport:
     spent, options = document.get("time"), document.get("options")
+    finished = document.get("finished", True)
     return SessionReport(
         tool_version=document["tool"],
         started_at=document["started_at"],
@@ -164,9 +165,9 @@ def _read_report(document: Mapping[str, Any]) -> SessionReport:
         cells=tuple(map(_read_cell, document["cells"])),
         notes=tuple(document["notes"]),
         options=None if options is None else tuple(options),
-        spent=TimeSpent() if spent is None else _read_time(spent),
+        spent=(TimeSpent() if finished else None) if spent is None else _read_time(spent),
         processes=1 if spent is None else spent["processes"],
-        finished=document.get("finished", True),
+        finished=finished,
     )
 
 

@@ -56,15 +56,18 @@ class SessionReport:
     options: tuple[str, ...] | None = None
     """Those that decided what was measured and how it was judged, word by word as typed; None
     where a stored run does not tell."""
-    spent: TimeSpent = field(default_factory=TimeSpent)
+    spent: TimeSpent | None = field(default_factory=TimeSpent)
+    """None where it is not known yet."""
     processes: int = 1
     """So many measured side by side; their times are added up."""
     finished: bool = True
-    """False where tests were still to run when this was told; then no times are known."""
+    """False where tests were still to run when this was told."""
 
     @property
     def phases(self) -> Mapping[str, float]:
-        """Where the time went, in seconds; all phases together are the session."""
+        """Where the time went, in seconds, all phases together the session; empty if not known."""
+        if self.spent is None:
+            return {}
         told = {
             "starting": self.spent.starting_s,
             "warm-up": self.spent.warmup_s,
@@ -91,10 +94,10 @@ class SessionReport:
 
 def time_line(report: SessionReport) -> str:
     """Where the time went: `time: 312 s = 41 % starting (2 servers, 2 specs), …`."""
-    if not report.finished:
+    spent = report.spent
+    if spent is None:
         return f"time: {report.duration_s:.0f} s until this was written"
     total_s = sum(report.phases.values())
-    spent = report.spent
     servers = f"{spent.starts} {_plural('server', spent.starts)}"
     specs = f"{spent.specs} {_plural('spec', spent.specs)}"
     shares = ", ".join(

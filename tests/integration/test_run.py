@@ -84,7 +84,7 @@ class Played:
     """The measurement of a cell on a server that runs, as far as a run asks for it."""
 
     exhausted = False
-    server = SimpleNamespace(alive=True)
+    server = SimpleNamespace(alive=True, start_id="s")
 
     def __init__(self):
         self.more = []

@@ -92,3 +92,24 @@ def test_a_session_that_is_killed_leaves_what_it_measured(suite, server):
     assert not report["finished"]
     assert "time" not in report
     assert not (place / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("stop", "arguments"),
+    [
+        ("raise KeyboardInterrupt", ()),
+        ("import pytest; pytest.exit('enough')", ()),
+        ("assert False", ("-x",)),
+        ("assert False", ("-n1", "--maxfail=1")),
+    ],
+    ids=["ctrl-c", "exit", "x", "xdist"],
+)
+def test_a_session_that_is_stopped_is_not_finished(suite, server, stop, arguments):
+    suite.write_ratio((0.9, 1.1))
+    suite.write(
+        f"def test_middle():\n    {stop}\n\ndef test_last():\n    pass\n", name="test_other"
+    )
+    outcome = suite.run_process("--engine", f"vllm={server.url}", *arguments)
+    assert outcome.run_json["outcomes"] == {"PASS": 1}
+    assert not outcome.run_json["finished"]
+    assert outcome.run_json["time"]["other_s"] > 0

@@ -95,15 +95,19 @@ def test_a_spec_may_ask_for_dummies_which_are_another_model(suite):
     outcome.shows("*model tiny-moe@dummy-*", "*model tiny-moe@[!d]*")
 
 
-def test_a_model_that_is_made_here_has_no_dummies(suite):
-    suite.pytester.makeconftest(BY_SPEC.format(model="mini-moe"))
-    suite.write(TEST)
-    outcome = suite.run()
-    outcome.counts(failed=1)
-    outcome.shows(
-        "load_format 'dummy' of mini-moe: its weights are made here and are small; "
-        "leave load_format out"
+@pytest.mark.parametrize("settings", ["load_format='dummy'", "overrides=(('hidden_size', 128),)"])
+def test_a_path_or_a_model_that_is_made_here_may_go_without_its_weights(suite, settings):
+    servers = (
+        f"{{'moe': ServerSpec('mini-moe', {settings}), 'dense': ServerSpec(PATH, {settings})}}"
     )
+    suite.pytester.makeconftest(
+        f"from pytest_moeperf import ServerSpec\n\nPATH = {str(suite.model)!r}\n\n"
+        f"def pytest_moeperf_servers(hardware):\n    return {servers}\n"
+    )
+    suite.write(MODELS.replace("real", "dense"))
+    outcome = suite.run("-s")
+    outcome.counts(passed=1)
+    outcome.shows("*model mini-moe@dummy-*", "*model tiny-moe@dummy-*")
 
 
 def test_another_word_is_refused(suite):

@@ -53,6 +53,7 @@ def test_without_a_run_all_time_is_other(session_report):
     assert time_line(dataclasses.replace(none, duration_s=0.0)).startswith("time: 0 s = 0 %")
 
 
-def test_of_a_session_that_was_not_finished_only_its_length_is_known(session_report):
-    unfinished = dataclasses.replace(session_report, finished=False)
-    assert time_line(unfinished) == "time: 245 s until this was written"
+def test_of_a_session_that_still_runs_only_its_length_is_known(session_report):
+    running = dataclasses.replace(session_report, finished=False, spent=None)
+    assert running.phases == {}
+    assert time_line(running) == "time: 245 s until this was written"

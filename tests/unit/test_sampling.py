@@ -66,7 +66,7 @@ class ScriptedRun:
 
     def measure_also(self, cell, spec):
         if spec.engine.label in self.unbearable:
-            cell.alone = True
+            cell.failed_under(FAILED, spec)
             return None
         return self.result(spec)
 
@@ -220,11 +220,40 @@ def test_a_load_that_ends_the_old_engine_takes_no_pair_from_the_cell_in_doubt(ni
     assert other.result.old == ()
 
 
-def test_company_takes_no_time_that_the_cell_in_doubt_needs(night):
-    run, sampler = night(new=(22.0,), max_minutes=1)
-    first, others = measured_together(run, 20.0, 5.0, startup_s=50.0)
+@pytest.mark.parametrize(("max_minutes", "theirs"), [(1, 0), (5, 4)])
+def test_company_takes_no_time_that_the_cell_in_doubt_may_need(night, max_minutes, theirs):
+    """Four further starts of 50 s each."""
+    run, sampler = night(new=(22.0,), max_minutes=max_minutes)
+    first, [other] = measured_together(run, 20.0, startup_s=50.0)
     sampler.judge(first, "suite", [TPOT])
-    assert bought([first, *others]) == [4, 0, 4]
+    assert bought([first, other]) == [4, theirs]
+
+
+def test_a_load_that_ended_the_tested_engine_fails_its_own_test(night):
+    run, sampler = night(new=(22.0,))
+    run.unbearable = (NEW.label,)
+    first, [other] = measured_together(run, 1.0)
+    [verdict] = sampler.judge(first, "suite", [TPOT]).verdicts
+    assert verdict.outcome is Outcome.REGRESSED
+    with pytest.raises(ServerStartError, match="the server ended at once"):
+        sampler.judge(other, "suite", [TPOT])
+
+
+def test_company_takes_no_pair_of_which_it_has_one_arm(night):
+    run, sampler = night(new=(22.0,), against="vllm==0.31.0")
+    run.unbearable = (OLD.label,)
+    first, [other] = measured_together(run, 1.0)
+    sampler.judge(first, "suite", [TPOT])
+    assert (len(other.result.starts), other.result.new) == (2, ())
+
+
+def test_a_shared_start_that_was_invalid_ends_the_company_and_counts_for_nothing(night):
+    run, _ = night(new=(-20.0,))
+    cell = run.measured()
+    cell.add_start(run.result(SPEC), shared=True)
+    assert (cell.alone, cell.invalid) == (True, 0)
+    cell.add_start(run.result(SPEC))
+    assert cell.invalid == 1
 
 
 def test_company_takes_no_more_starts_than_a_cell_may_have(night):
@@ -235,21 +264,21 @@ def test_company_takes_no_more_starts_than_a_cell_may_have(night):
     assert bought([first, other]) == [2, 1]
 
 
-def test_a_start_is_counted_once_though_it_was_bought_before_it_was_played_on_again(night):
-    run, _ = night(new=(20.0,))
-    cell, fresh = run.measured(), run.result(SPEC)
-    cell.add_start(fresh)
-    cell.play_again(fresh)
-    assert [start.start_id for start in cell.result.starts] == [fresh.start.start_id]
-
-
-def test_repeats_on_a_start_of_an_ab_leave_the_first_one_as_it_is(night):
-    run, _ = night(new=(20.0,))
-    cell, old, new = run.measured(), run.result(SPEC), run.result(SPEC)
-    cell.add_pair(old, new)
-    before = cell.result
-    cell.play_again(new)
-    assert cell.result == before
+@pytest.mark.parametrize("paired", [False, True])
+def test_repeats_on_a_later_start_take_the_place_of_its_own(night, paired):
+    run, _ = night(new=(20.0, 21.0, 22.0))
+    cell, later = run.measured(), run.result(SPEC)
+    if paired:
+        cell.add_pair(run.result(SPEC), later)
+    else:
+        cell.add_start(later)
+    first = cell.result.start
+    again = replace(later, start=replace(later.start, repeats=later.start.repeats * 2))
+    cell.play_again(again)
+    assert cell.result.start is first
+    assert (cell.result.new if paired else cell.result.bought) == (again.start,)
+    cell.play_again(replace(again, invalid=True))
+    assert cell.result.invalid
 
 
 def test_a_start_that_was_bad_by_luck_is_outvoted_by_a_second_one(night):
