@@ -21,7 +21,7 @@ def test_the_page_goes_beside_the_run(stored, session_report, capsys):
     assert page.read_text() == to_html(session_report)
 
 
-def test_the_page_goes_where_it_begin_work_to(stored, tmp_path, capsys):
+def test_the_page_goes_where_it_is_asked_to(stored, tmp_path, capsys):
     page = tmp_path / "deep" / "night.html"
     assert cli.main(["report", str(stored), "--html", str(page)]) == 0
     assert page.read_text().startswith("<!DOCTYPE html>")

@@ -75,7 +75,7 @@ def test_a_fake_interpreter_passes_for_one_with_sglang(sglang):
     assert "--moe-backend" not in flags
 
 
-def test_a_server_generates_nothing_before_it_begin_work_to_and_ends_cleanly(start):
+def test_a_server_generates_nothing_before_it_is_asked_to_and_ends_cleanly(start):
     server = start()
     assert server.counters()["prompt_tokens"] == 0
     assert server.facts.kv_cache_tokens == 131_072

@@ -60,7 +60,7 @@ def test_a_metric_that_a_start_lacks_is_refused(candidate, make_start):
     assert refusal == "tpot_ms.p50 was not measured in every start"
 
 
-def test_one_start_may_be_enough_where_it_begin_work_for(candidate):
+def test_one_start_may_be_enough_where_it_is_asked_for(candidate):
     assert refusals(candidate(20.0), starts=1) == ()
 
 

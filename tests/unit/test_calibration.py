@@ -61,7 +61,7 @@ def test_a_sound_cell_ends_after_one_start():
     assert (night.judged, night.rejected) == (1, 0)
 
 
-def test_a_slow_engine_begin_work_for_pairs_and_blamed():
+def test_a_slow_engine_is_asked_for_pairs_and_blamed():
     supply, night = Scripted([90, 90], old=[100] * 5, new=[90] * 5), Night(60)
     made = replay([gate()], supply, night)
     assert made.regressed

@@ -436,7 +436,7 @@ def test_the_plugin_tells_routers_their_layer(plugin, monkeypatch):
     assert block.topk.layer_id == 7
 
 
-def test_the_plugin_does_nothing_unless_it_begin_work_to(plugin):
+def test_the_plugin_does_nothing_unless_it_is_asked_to(plugin):
     name_layers, hooks = plugin
     name_layers()
     assert hooks == {}

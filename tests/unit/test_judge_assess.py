@@ -251,7 +251,7 @@ def test_pairs_before_the_first_look_leave_it_to_the_baseline():
     assert judged([20.0], old=[20.0], new=[24.0]).verdict.outcome is Outcome.PASS
 
 
-def test_once_pairs_are_run_no_further_start_begin_work_for():
+def test_once_pairs_are_run_no_further_start_is_asked_for():
     assert judged([20.7], old=[20.0], new=[20.7]).need is Need.PAIR
 
 
@@ -304,7 +304,7 @@ def test_starts_that_scatter_cannot_be_judged_without_the_old_engine_either():
     assert "scatter by" in found.verdict.reason
 
 
-def test_without_a_baseline_the_old_engine_begin_work_at_once():
+def test_without_a_baseline_the_old_engine_is_asked_at_once():
     found = judged([20.0], (), can_pair=True)
     assert (found.verdict.outcome, found.need) == (Outcome.NO_BASELINE, Need.PAIR)
     found = judged([20.0], (), old=[20.0] * 3, new=[20.0] * 3)

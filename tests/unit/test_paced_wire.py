@@ -58,7 +58,7 @@ def test_what_the_server_does_not_speak_is_refused(received):
         ),
     ],
 )
-def test_what_begin_work_for(fields, request_):
+def test_what_is_asked_for(fields, request_):
     assert CompletionRequest.of(json.dumps({"stream": True} | fields).encode()) == request_
 
 
