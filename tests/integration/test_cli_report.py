@@ -3,6 +3,7 @@
 import pytest
 
 from pytest_moeperf import cli
+from pytest_moeperf.outputs import SoFar
 from pytest_moeperf.report.html import to_html
 from pytest_moeperf.report.json import to_json
 
@@ -19,6 +20,15 @@ def test_the_page_goes_beside_the_run(stored, session_report, capsys):
     page = stored.with_name("report.html")
     assert capsys.readouterr().out == f"report: {page}\n"
     assert page.read_text() == to_html(session_report)
+
+
+def test_a_run_that_was_killed_has_a_page(session_report, tmp_path):
+    path = tmp_path / "run.json"
+    SoFar(tmp_path).write(session_report)
+    assert cli.main(["report", str(path)]) == 0
+    page = path.with_name("report.html").read_text()
+    assert "Not finished, tests were still to run." in page
+    assert "<p>time: 245 s until this was written</p>" in page
 
 
 def test_the_page_goes_where_it_is_asked_to(stored, tmp_path, capsys):
