@@ -266,12 +266,14 @@ def skip_what_the_machine_lacks(item: pytest.Item, session: MoeperfSession) -> N
 
 def _short_of_gpus(item: pytest.Item, session: MoeperfSession) -> str:
     """What is said where the test or one of its servers needs more GPUs; empty where none does."""
-    needed = [required_gpus(item)]
-    if any(needed) or _servers(item):
-        if session.hardware.gpus:
-            needed += [_gpus_of(each) for each in _servers(item) if not is_attached(each.engine)]
-        return gpus_lacking(max(needed), len(session.hardware.gpus))
-    return ""
+    needed, servers = required_gpus(item), _servers(item)
+    if not (needed or servers):
+        return ""  # It need not be known which GPUs there are.
+    available = len(session.hardware.gpus)
+    if available:
+        own = (_gpus_of(each) for each in servers if not is_attached(each.engine))
+        needed = max(needed, *own, 0)
+    return gpus_lacking(needed, available)
 
 
 def _gpus_of(server: NamedServer) -> int:

@@ -242,7 +242,7 @@ def _is_trained(path: Path) -> bool:
 
 
 def resized(model: ModelDirectory, sizes: Sequence[tuple[str, int]]) -> ModelDirectory:
-    """The model with other values for fields of its config, which an engine makes weights up for.
+    """A model without weights with other values for fields of its config.
 
     Raises UsageError for a field that its config has not got, ModelError for an impossible value.
     """
@@ -261,7 +261,7 @@ def resized(model: ModelDirectory, sizes: Sequence[tuple[str, int]]) -> ModelDir
             f"{', '.join(numbers)}"
         )
     architecture = Architecture.from_config({**config, **dict(sizes)})
-    return replace(model, architecture=architecture, dummy=True, trained=False)
+    return replace(model, architecture=architecture)
 
 
 def _read_config(file: Path) -> tuple[Architecture, int]:

@@ -26,13 +26,11 @@ def gpus_lacking(needed: int, available: int) -> str:
 
 
 def lacking(spec: ServerSpec, arch: Architecture, hardware: Hardware, *, gpus: int) -> str:
-    """Why the server cannot run on the GPUs of this machine; empty where it can.
+    """Why the server's weights do not fit `gpus` of this machine's GPUs; empty where they do.
 
-    Its weights must fit, in whole numbers of GPUs. Nothing is said of those of a server with flags
-    of its own, which may quantize or spread them.
+    There are as many (`gpus_lacking`). Nothing is said of a server with flags of its own, which may
+    quantize or spread its weights.
     """
-    if too_few := gpus_lacking(gpus, len(hardware.gpus)):
-        return too_few
     if spec.flags:
         return ""
     weights_gib = weight_bytes(arch, tensor_parallel_size=spec.tensor_parallel_size) / GIB

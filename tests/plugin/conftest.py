@@ -355,3 +355,17 @@ def _runs(pid, python):
     except OSError:
         return False
     return str(python).encode() in command
+
+
+@pytest.fixture
+def mixtral_suite(suite):
+    """A suite of servers for one and for two GPUs."""
+    suite.pytester.makeconftest(
+        "from pytest_moeperf import ServerSpec\n\n"
+        "def pytest_moeperf_servers(hardware):\n"
+        "    return {\n"
+        '        "moe": ServerSpec("mixtral-8x7b"),\n'
+        '        "moe_tp2": ServerSpec("mixtral-8x7b", tensor_parallel_size=2),\n'
+        "    }\n"
+    )
+    return suite

@@ -23,17 +23,6 @@ def test_a_test_with_enough_gpus_runs(suite, server, monkeypatch):
     suite.run("--gpu", "h200", "--engine", f"vllm={server.url}").counts(passed=1)
 
 
-LARGE = """\
-from pytest_moeperf import ServerSpec
-
-def pytest_moeperf_servers(hardware):
-    return {
-        "moe": ServerSpec("mixtral-8x7b"),
-        "moe_tp2": ServerSpec("mixtral-8x7b", tensor_parallel_size=2),
-    }
-"""
-
-
 @pytest.mark.parametrize(
     ("server", "reason"),
     [
@@ -41,12 +30,13 @@ def pytest_moeperf_servers(hardware):
         ("moe", "its weights take 87.0 GiB a GPU, NVIDIA H100 80GB HBM3 has 79.6 GiB"),
     ],
 )
-def test_a_server_that_the_gpus_cannot_hold_skips_its_tests(suite, monkeypatch, server, reason):
+def test_a_server_that_the_gpus_cannot_hold_skips_its_tests(
+    mixtral_suite, monkeypatch, server, reason
+):
     h100 = Gpu(index=0, name="NVIDIA H100 80GB HBM3", memory_gib=79.6, uuid="GPU-0")
     monkeypatch.setattr("pytest_moeperf.gpu.detect_gpus", lambda: (h100,))
-    suite.pytester.makeconftest(LARGE)
-    suite.write(f"def test_large(serve, {server}):\n    serve({server})\n")
-    outcome = suite.run("--gpu", "h100", "-rs")
+    mixtral_suite.write(f"def test_large(serve, {server}):\n    serve({server})\n")
+    outcome = mixtral_suite.run("--gpu", "h100", "-rs")
     outcome.counts(skipped=1)
     outcome.shows(f"SKIPPED * {reason}")
     assert outcome.logs == []

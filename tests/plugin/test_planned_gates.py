@@ -41,17 +41,6 @@ def test_a_test_that_is_skipped_when_it_is_collected_has_none(suite, skipped):
     suite.run().counts(passed=1, skipped=1)
 
 
-LARGE = """\
-from pytest_moeperf import ServerSpec
-
-def pytest_moeperf_servers(hardware):
-    return {
-        "moe": ServerSpec("mixtral-8x7b"),
-        "moe_tp2": ServerSpec("mixtral-8x7b", tensor_parallel_size=2),
-    }
-"""
-
-
 @pytest.mark.parametrize(
     "skipped",
     [
@@ -61,9 +50,8 @@ def pytest_moeperf_servers(hardware):
         ),
     ],
 )
-def test_a_test_that_takes_more_gpus_than_there_are_has_none(suite, monkeypatch, skipped):
+def test_a_test_that_takes_more_gpus_than_there_are_has_none(mixtral_suite, monkeypatch, skipped):
     h200 = Gpu(index=0, name="NVIDIA H200", memory_gib=141.0, uuid="GPU-0")
     monkeypatch.setattr("pytest_moeperf.gpu.detect_gpus", lambda: (h200,))
-    suite.pytester.makeconftest(LARGE)
-    suite.write(PLANNED.format(gates=2) + skipped)
-    suite.run("--gpu", "h200").counts(passed=1, skipped=1)
+    mixtral_suite.write(PLANNED.format(gates=2) + skipped)
+    mixtral_suite.run("--gpu", "h200").counts(passed=1, skipped=1)
