@@ -5,7 +5,8 @@
 Plays the same load on a server that counts and on one that does not, in turns, each turn with other
 prompts, and prints the ratio of their output tokens per second. The load streams, as all that is
 measured does; then the prompts of the first turn are counted as suites count them. On a busy
-machine many short turns tell more than a few long ones.
+machine many short turns tell more than a few long ones. Where only one server has room, as of a
+large model on one GPU, `--in-a-row 24` lets one play 24 turns before it makes room for the other.
 """
 
 import argparse
@@ -63,6 +64,7 @@ def parser():
     words.add_argument("--isl", type=int, default=64)
     words.add_argument("--osl", type=int, default=64)
     words.add_argument("--turns", type=int, default=60)
+    words.add_argument("--in-a-row", type=int, default=1)
     return words
 
 
@@ -81,22 +83,18 @@ def compare(pool, model, plain, args):
         for seed in range(args.turns)
     ]
     ratios, plain_s, met = [], [], set()
-    for number, turn in enumerate(plans):
-        rates = {}
+    for first in range(0, args.turns, args.in_a_row):
+        row, rates = plans[first : first + args.in_a_row], {}
         # Who plays first changes, as the machine does.
-        for spec in (plain, counting) if number % 2 else (counting, plain):
-            server = pool.acquire(spec, model)
-            if server.start_id not in met:
-                met.add(server.start_id)
-                played(server, turn)
-                if spec is counting:
-                    # Only from now on does a probe listen.
-                    count_experts(server, turn.requests[:1], model.architecture)
-            rates[spec] = played(server, turn)
-        ratios.append(rates[counting] / rates[plain])
-        plain_s.append(args.requests * args.osl / rates[plain])
-        shown = " ".join(f"{rates[spec]:8.1f}" for spec in (counting, plain))
-        print(f"turn {number + 1}: {shown} tokens/s, counting ÷ plain {ratios[-1]:.3f}", flush=True)
+        for spec in (counting, plain) if first // args.in_a_row % 2 else (plain, counting):
+            server = ready(pool, spec, model, row[0], met)
+            rates[spec] = [played(server, turn) for turn in row]
+        for pair in zip(rates[counting], rates[plain], strict=True):
+            ratios.append(pair[0] / pair[1])
+            plain_s.append(args.requests * args.osl / pair[1])
+            shown = " ".join(f"{rate:8.1f}" for rate in pair)
+            turn = f"turn {len(ratios)}: {shown} tokens/s"
+            print(f"{turn}, counting ÷ plain {ratios[-1]:.3f}", flush=True)
     low, high = interval(ratios)
     middle = statistics.median(ratios)
     print(f"counting ÷ plain: median {middle:.3f}, with 95 % certainty {low:.3f} to {high:.3f}")
@@ -108,6 +106,18 @@ def compare(pool, model, plain, args):
         f"by {server.counting.name}: {args.requests} requests counted in {counted_s:.1f} s, "
         f"{counted_s / statistics.median(plain_s):.1f} times what playing them takes"
     )
+
+
+def ready(pool, spec, model, turn, met):
+    """The server, after a first play if it is a new one."""
+    server = pool.acquire(spec, model)
+    if server.start_id not in met:
+        met.add(server.start_id)
+        played(server, turn)
+        if spec.counts_experts:
+            # Only from now on does a probe listen.
+            count_experts(server, turn.requests[:1], model.architecture)
+    return server
 
 
 def interval(values):
