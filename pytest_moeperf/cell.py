@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, overload
 
 import pytest
@@ -269,21 +269,28 @@ class Ratio:
         )
 
     def _conclude(self, judged: Callable[[], Verdict]) -> None:
-        """Measure on once before a bad verdict is final."""
+        """Measure on once before a bad verdict is final; where that fails, it says why."""
         item, session = self.measure.item, self.measure.session
         cells = (self.above, self.below)
+        confirmed, evidence = False, ""
         with at_work(item, session) as run:
             verdict = judged()
-            confirmed = verdict.outcome in FAILING and run.confirm(
-                [each.measured for each in cells]
-            )
+            try:
+                confirmed = verdict.outcome in FAILING and run.confirm(
+                    [each.measured for each in cells]
+                )
+            except MoeperfError as error:
+                failed, _, evidence = str(error).partition("\n")
+                clause = f"not confirmed, because measuring it again failed: {failed}"
+                verdict = replace(verdict, reason=f"{verdict.reason}; {clause}")
         if confirmed:
             for cell in cells:
                 cell.require_valid()
             verdict = judged()
         # Without a verdict of its own, but its samples are a half of what was judged.
         session.add(item, self.below.measured.result)
-        conclude(item, session, session.add(item, self.above.measured.result, verdict))
+        result = session.add(item, self.above.measured.result, verdict)
+        conclude(item, session, result, shown=evidence.splitlines())
 
 
 def conclude(

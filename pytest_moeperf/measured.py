@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.measurement import CellMeasurement
     from pytest_moeperf.records import CellResult, ServerSpec, StartRecord
 
-__all__ = ["MeasuredCell"]
+__all__ = ["MeasuredCell", "confirmable"]
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +84,11 @@ class MeasuredCell:
         """Remember that a server that another cell took failed under the load of this one."""
         self.alone, self.failure = True, error if spec == self.spec else None
 
+    def confirm(self, played: CellMeasurement, result: CellResult) -> None:
+        """Take what a second look played."""
+        self.measurement, self.confirmed = played, True
+        self.play_again(result)
+
     def play_again(self, result: CellResult) -> None:
         """Take other repeats in place of those of the same start; what was bought stays."""
         before, start = self.result, result.start
@@ -127,6 +132,13 @@ class MeasuredCell:
             self.alone = True
         else:
             self.invalid += 1
+
+
+def confirmable(cells: Sequence[MeasuredCell]) -> bool:
+    """Whether a second look may add to these: each was played, and not all were looked at twice."""
+    played = [cell.measurement for cell in cells if cell.measurement is not None]
+    exhausted = any(each.exhausted for each in played)
+    return len(played) == len(cells) and not exhausted and not all(cell.confirmed for cell in cells)
 
 
 def _with(start: StartRecord, starts: tuple[StartRecord, ...]) -> tuple[StartRecord, ...]:

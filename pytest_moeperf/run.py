@@ -17,7 +17,7 @@ from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.enginespec import parse_engine
 from pytest_moeperf.errors import MoeperfError, ServerError
 from pytest_moeperf.identity import cell_name, fingerprint, remote_host, workload_identity
-from pytest_moeperf.measured import MeasuredCell
+from pytest_moeperf.measured import MeasuredCell, confirmable
 from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
 from pytest_moeperf.patience import Patience
 from pytest_moeperf.placement import in_turns
@@ -275,27 +275,27 @@ class Run:
         Where a server was replaced meanwhile, all are measured anew on those that run now. False
         where nothing can be added: they were looked at twice already, or nothing was played.
         """
-        played = [cell.measurement for cell in cells if cell.measurement is not None]
-        exhausted = any(each.exhausted for each in played)
-        if all(cell.confirmed for cell in cells) or len(played) < len(cells) or exhausted:
+        if not confirmable(cells):
             return False
-        turn, groups = self._turn, self._in_turns([cell.spec for cell in cells])
-        return all(self._confirm_in_turns([cells[at] for at in group], turn) for group in groups)
+        turn, again = self._turn, dict[MeasuredCell, CellMeasurement]()
+        for group in self._in_turns([cell.spec for cell in cells]):
+            members = [cells[at] for at in group]
+            again |= zip(members, self._play_again(members, turn), strict=True)
+        # Only now: where a server fails, all of them stay as they were judged.
+        for cell, played in again.items():
+            cell.confirm(played, self._result(cell.spec, played))
+        return True
 
-    def _confirm_in_turns(self, cells: Sequence[MeasuredCell], turn: int) -> bool:
+    def _play_again(self, cells: Sequence[MeasuredCell], turn: int) -> list[CellMeasurement]:
         playing = [cell.measurement for cell in cells if cell.measurement is not None]
         if not all(each.server.alive for each in playing):
             specs = [cell.spec for cell in cells]
             playing = [self._begun_anew(*pair) for pair in zip(playing, specs, strict=True)]
-            if not all(each.server.alive for each in playing):
-                return False
+            self.pool.check_together([each.server for each in playing])
         for each in playing:
             each.extend(self.settings.rules.repeats)
         self._turn = max(self._turn, interleave(playing, turn=turn))
-        for cell, each in zip(cells, playing, strict=True):
-            cell.measurement, cell.confirmed = each, True
-            cell.play_again(self._result(cell.spec, each))
-        return True
+        return playing
 
     def measure_startup(self, spec: ServerSpec) -> MeasuredCell:
         """The start of the server as a cell of one repeat."""

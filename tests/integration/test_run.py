@@ -124,6 +124,21 @@ def test_a_ratio_is_confirmed_on_both_its_cells_though_one_was_before(run, turns
     assert run._turn == 9
 
 
+def test_cells_stay_as_they_were_judged_where_one_of_them_cannot_be_confirmed(
+    run, turns, monkeypatch
+):
+    def interleave(cells, *, turn=0):
+        if cells == [turns.cells[1].measurement]:
+            raise ServerDiedError("died")
+        return turn + 3
+
+    monkeypatch.setattr("pytest_moeperf.run.interleave", interleave)
+    monkeypatch.setattr(run, "_in_turns", lambda _specs: [[0], [1]])
+    with pytest.raises(ServerDiedError):
+        run.confirm(turns.cells)
+    assert not any(cell.confirmed for cell in turns.cells)
+
+
 def test_a_further_look_leaves_the_repeats_that_had_turns_with_others(run, turns):
     cell = turns.cells[0]
     played = cell.measurement
