@@ -98,7 +98,8 @@ def earlier_sentence(answered: Sequence[Answer]) -> str:
 
 def by_one_earlier(result: Result) -> bool:
     return any(
-        len(each.starts) == 1 and not each.source.startswith("baselines/") for each in result.stored
+        len(each.starts) == 1 and not each.source.startswith(("baselines/", "suites/"))
+        for each in result.stored
     )
 
 
