@@ -44,7 +44,7 @@ ON_GPUS = {
     "one_expert": sized(MIXTRAL, "num_experts_per_tok", 1),
     "eight_experts": FEW_LAYERS,
     "more_experts": tuple(sized(FEW_LAYERS, "num_local_experts", n) for n in (16, 32)),
-    "narrower": tuple(sized(FEW_LAYERS, "intermediate_size", n) for n in (3584, 7168)),
+    "narrower": tuple(sized(MIXTRAL, "intermediate_size", n) for n in (3584, 7168)),
 }
 ON_CPU = {
     "model": ServerSpec("mini-moe"),

@@ -29,6 +29,9 @@ def test_more_experts_over_eight(measure, more_experts, eight_experts, ladder, s
     expect_time_of_bytes(measure, more_experts, eight_experts, ladder, streams)
 
 
-def test_narrower_experts_over_wide_ones(measure, narrower, eight_experts, ladder):
-    """Experts of a half or a quarter of the width take that part of the time."""
-    expect_time_of_bytes(measure, narrower, eight_experts, ladder, 32)
+def test_narrower_experts_over_wide_ones(measure, narrower, moe, ladder):
+    """Experts of a half or a quarter of the width take that part of the time.
+
+    With all layers: four narrow ones take 0.8 ms on an H200, and the engine between steps 1.1 ms.
+    """
+    expect_time_of_bytes(measure, narrower, moe, ladder, 32)
