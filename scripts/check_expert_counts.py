@@ -94,8 +94,8 @@ def main() -> int:
 def report(check: RouteCheck) -> int:
     """Print what was found; the exit code."""
     print(check)
-    usual = ", ".join(f"{moved:.4f}" for moved in check.rounding)
-    print(f"usual rounding of a logit, by layer: {usual}")
+    most = ", ".join(f"{moved:.4f}" for moved in check.rounding)
+    print(f"most that rounding moved a logit by, by layer: {most}")
     others = sorted(check.others, key=lambda other: other.shortfall / other.bound, reverse=True)
     if others:
         used = 100 * others[0].shortfall / others[0].bound

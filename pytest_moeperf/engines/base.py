@@ -82,6 +82,8 @@ class Launch:
     served_name: str
     host: str = "127.0.0.1"
     port: int
+    context_tokens: int
+    """What a request may have at most: what the spec says, else what the model does."""
     scratch: Path
     """A folder for the server's sockets and temporary files; it goes with the server."""
     core_ids: tuple[int, ...] = ()

@@ -284,6 +284,7 @@ def test_sglang_finds_the_plugin_that_its_blocks_need(sglang, model_type, tmp_pa
         model_path=tmp_path,
         served_name="m",
         port=1,
+        context_tokens=4096,
         scratch=tmp_path,
         gpu_ids=("0",),
         counting=route,

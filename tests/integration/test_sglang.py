@@ -150,6 +150,7 @@ def start_log(pythons, tmp_path):
             model_path=tmp_path,
             served_name="m",
             port=1,
+            context_tokens=4096,
             scratch=tmp_path,
             gpu_ids=tuple(str(index) for index in range(gpus)),
         )

@@ -36,6 +36,7 @@ def launch(counting, **changes):
         "model_path": Path("/models/m"),
         "served_name": "m",
         "port": 8001,
+        "context_tokens": 4096,
         "scratch": Path("/scratch"),
         "core_ids": (0, 1),
         "counting": counting,
