@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pytest_moeperf.errors import MoeperfError
+from pytest_moeperf.errors import MoeperfError, UsageError
+from pytest_moeperf.hookspec import answered_servers, answered_values
 from pytest_moeperf.markers import (
-    MEASURING_FIXTURES,
     OWN_SERVER,
     STOPS_SERVER,
     XDIST_GROUP,
@@ -27,7 +26,7 @@ from pytest_moeperf.placement import gpus_lacking, lacking
 from pytest_moeperf.session import NamedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pytest_moeperf.records import ServerSpec
     from pytest_moeperf.session import MoeperfSession
@@ -40,16 +39,16 @@ MISUSE = pytest.StashKey[pytest.UsageError]()
 
 def parametrize(metafunc: pytest.Metafunc, session: MoeperfSession) -> None:
     """Run a test once per engine, per server under a name it asks for, and per value of others."""
-    if not MEASURING_FIXTURES & set(metafunc.fixturenames):
+    if not measures(metafunc.definition):
         return
     try:
         _parametrize_servers(metafunc, session)
-        values = metafunc.definition.ihook.pytest_moeperf_values(hardware=session.hardware.name)
-    except pytest.UsageError as error:
-        _refuse(metafunc.config, error)
+        values = _values(metafunc, session)
+    except (pytest.UsageError, UsageError) as error:
+        _refuse(metafunc.config, str(error))
         return
     for name in metafunc.fixturenames:
-        if name in (values or {}):
+        if name in values:
             metafunc.parametrize(name, values[name], ids=lambda value: getattr(value, "slug", None))
 
 
@@ -119,26 +118,26 @@ def _spec_ids(
     return [spec.label.replace(" ", "-") for spec in several]
 
 
-def _refuse(config: pytest.Config, error: pytest.UsageError) -> None:
+def _refuse(config: pytest.Config, error: str) -> None:
     """End the session once all is collected: now pytest would blame the module it is in."""
     if hasattr(config, "workerinput"):
         # xdist shows nothing of a worker's usage error.
-        raise pytest.Collector.CollectError(str(error))
-    config.stash[MISUSE] = error
+        raise pytest.Collector.CollectError(error)
+    config.stash[MISUSE] = pytest.UsageError(error)
 
 
 def _specs(
     metafunc: pytest.Metafunc, session: MoeperfSession
 ) -> Mapping[str, Sequence[ServerSpec]]:
     """Specs by name; none where the hardware has no such server."""
-    found = metafunc.definition.ihook.pytest_moeperf_servers(hardware=session.hardware.name)
-    return {name: _sequence(specs) for name, specs in (found or {}).items()}
+    ihook = metafunc.definition.ihook
+    return answered_servers(ihook.pytest_moeperf_servers(hardware=session.hardware.name))
 
 
-def _sequence(specs: ServerSpec | Sequence[ServerSpec] | None) -> Sequence[ServerSpec]:
-    if specs is None:
-        return ()
-    return specs if isinstance(specs, Sequence) else (specs,)
+def _values(metafunc: pytest.Metafunc, session: MoeperfSession) -> Mapping[str, Iterable[object]]:
+    """Values of other parameters by name."""
+    ihook = metafunc.definition.ihook
+    return answered_values(ihook.pytest_moeperf_values(hardware=session.hardware.name))
 
 
 def group_on_one_worker(config: pytest.Config) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 COUNTING_FIXTURE = "experts"
 """Its servers count; all others are timed."""
@@ -10,6 +15,8 @@ GATING_FIXTURE = "measure"
 """Its cells are gated by a p under the session's limit; all else is judged without that limit."""
 TIMING_FIXTURES = frozenset({GATING_FIXTURE, "serve"})
 MEASURING_FIXTURES = TIMING_FIXTURES | {COUNTING_FIXTURE}
+FIXTURES_MODULE = "pytest_moeperf.fixtures"
+"""Where they are defined: a project's own fixture of one of these names is none of them."""
 
 ACROSS_ENGINES = "across_engines"
 OWN_SERVER = "own_server"
@@ -30,25 +37,43 @@ def register(config: pytest.Config) -> None:
         config.addinivalue_line("markers", description)
 
 
+def _uses(item: pytest.Item, names: Iterable[str]) -> bool:
+    """Whether the test has one of the plugin's own fixtures, itself or beneath another fixture."""
+    asked = getattr(item, "fixturenames", ())
+    return any(name in asked and _is_ours(item, name) for name in names)
+
+
+def _is_ours(item: pytest.Item, name: str) -> bool:
+    # pytest tells nowhere else which of several fixtures of one name a test gets. The last one
+    # overrides the others, unless it asks for what it overrides.
+    info = getattr(item, "_fixtureinfo", None)
+    definitions = info.name2fixturedefs.get(name, ()) if info is not None else ()
+    for definition in reversed(definitions):
+        if getattr(definition.func, "__module__", None) == FIXTURES_MODULE:
+            return True
+        if name not in definition.argnames:
+            return False
+    return False
+
+
 def counts_experts(item: pytest.Item) -> bool:
     """Whether the test has a server count which experts its tokens take."""
-    return COUNTING_FIXTURE in getattr(item, "fixturenames", ())
+    return _uses(item, (COUNTING_FIXTURE,))
 
 
 def times(item: pytest.Item) -> bool:
     """Whether the test uses a server that does not count."""
-    return not TIMING_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+    return _uses(item, TIMING_FIXTURES)
 
 
 def measures(item: pytest.Item) -> bool:
     """Whether the test uses a server."""
-    return not MEASURING_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+    return _uses(item, MEASURING_FIXTURES)
 
 
 def may_gate(item: pytest.Item) -> bool:
     """Whether the test may hold cells against their baselines; not if it is marked as skipped."""
-    measured = GATING_FIXTURE in getattr(item, "fixturenames", ())
-    return measured and item.get_closest_marker("skip") is None
+    return _uses(item, (GATING_FIXTURE,)) and item.get_closest_marker("skip") is None
 
 
 def required_gpus(item: pytest.Item) -> int:

@@ -22,6 +22,8 @@ AUTO = "auto"
 DEFAULT_ENGINE = "vllm"
 DEFAULT_REPEATS = 3
 DEFAULT_MINUTES = 60.0
+DEFAULT_SERVER_TIMEOUT_S = 600.0
+DEFAULT_STALL_TIMEOUT_S = 60.0
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -82,14 +84,14 @@ def _add_limits(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--server-timeout",
         type=float,
-        default=600.0,
+        default=DEFAULT_SERVER_TIMEOUT_S,
         metavar="SECONDS",
         help="How long a server may take to become ready (default: 600)",
     )
     group.addoption(
         "--stall-timeout",
         type=float,
-        default=60.0,
+        default=DEFAULT_STALL_TIMEOUT_S,
         metavar="SECONDS",
         help="How long a loaded server may go without a token before it counts as hung "
         "(default: 60)",
@@ -108,7 +110,7 @@ def _add_limits(group: pytest.OptionGroup) -> None:
         "machine that is shared, for example",
     )
     group.addoption(
-        "--port",
+        "--server-port",
         type=int,
         metavar="PORT",
         help="Port of the first server that is started (default: a free one)",
@@ -181,9 +183,9 @@ class Options:
         for name in ("--server-timeout", "--stall-timeout"):
             if not config.getoption(name) > 0:
                 raise pytest.UsageError(f"{name} {config.getoption(name):g}: must be above 0 s")
-        port = config.getoption("--port")
+        port = config.getoption("--server-port")
         if port is not None and not 1 <= port <= 65535:  # noqa: PLR2004 - the range of TCP ports
-            raise pytest.UsageError(f"--port {port}: must be from 1 to 65535")
+            raise pytest.UsageError(f"--server-port {port}: must be from 1 to 65535")
         ignored = frozenset(config.getoption("--ignore-finding") or ())
         if ignored:
             _check_findings(ignored)
@@ -271,6 +273,10 @@ def _as_typed(config: pytest.Config) -> tuple[str, ...]:
         words += ["--weights", config.getoption("--weights")]
     if config.getoption("--repeats") != DEFAULT_REPEATS:
         words += ["--repeats", str(config.getoption("--repeats"))]
+    if config.getoption("--server-timeout") != DEFAULT_SERVER_TIMEOUT_S:
+        words += ["--server-timeout", f"{config.getoption('--server-timeout'):g}"]
+    if config.getoption("--stall-timeout") != DEFAULT_STALL_TIMEOUT_S:
+        words += ["--stall-timeout", f"{config.getoption('--stall-timeout'):g}"]
     if config.getoption("--client-workers") != AUTO:
         words += ["--client-workers", config.getoption("--client-workers")]
     for code in dict.fromkeys(config.getoption("--ignore-finding") or ()):

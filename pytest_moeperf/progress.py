@@ -65,12 +65,10 @@ class Progress:
 
     @property
     def _reporter(self) -> pytest.TerminalReporter | None:
-        # An xdist worker has none.
-        if self._config.option.verbose < 0:
-            return None
+        # An xdist worker has none, nor has pytest without its terminal plugin, which brings -q.
         reporter: pytest.TerminalReporter | None
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        return reporter
+        return None if reporter is None or self._config.option.verbose < 0 else reporter
 
     def _redraw(self, detail: str, elapsed_s: float) -> None:
         shown = (f"  … {self._phase}", detail, f"{elapsed_s:.0f} s")

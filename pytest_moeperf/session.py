@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_moeperf import contribution as contributed
+from pytest_moeperf.checks import shown
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.markers import measures
+from pytest_moeperf.nextsteps import next_steps, short
 from pytest_moeperf.options import Options
 from pytest_moeperf.progress import Progress
-from pytest_moeperf.records import CellResult, Outcome, Verdict
+from pytest_moeperf.records import CellResult, Verdict
 from pytest_moeperf.report.junit import properties
 from pytest_moeperf.report.model import UNMEASURED
 from pytest_moeperf.report.verdict import GOOD
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.counting import CountedCell, Counter
     from pytest_moeperf.hardware import Hardware
     from pytest_moeperf.measured import MeasuredCell
+    from pytest_moeperf.memory import Architecture
     from pytest_moeperf.outputs import SoFar
     from pytest_moeperf.records import RoutingRecord, ServerSpec
     from pytest_moeperf.references import References
@@ -57,6 +59,21 @@ class NamedServer:
 
     def __str__(self) -> str:
         return f"{self.spec.label} on {self.engine}"
+
+
+def required_server(given: object) -> NamedServer:
+    """What a test gave for a server; UsageError where that is another thing."""
+    if isinstance(given, NamedServer):
+        return given
+    if isinstance(given, Mapping):
+        raise UsageError(
+            f"servers by engine ({', '.join(map(str, given))}) were given for a server: choose "
+            "one, as in moe['vllm']"
+        )
+    raise UsageError(
+        f"{shown(given)} was given for a server: give what an argument with a name of "
+        "pytest_moeperf_servers brings, as moe in def test_load(measure, moe)"
+    )
 
 
 class MoeperfSession:
@@ -193,7 +210,12 @@ class MoeperfSession:
 
     def spec(self, server: NamedServer) -> ServerSpec:
         """The server's spec with engine and weights resolved."""
-        return self.run.resolved(server.spec, server.engine)
+        named = required_server(server)
+        return self.run.resolved(named.spec, named.engine)
+
+    def architecture(self, server: NamedServer) -> Architecture:
+        """The server's model, as numbers."""
+        return self.run.model(required_server(server).spec).architecture
 
     def during(self, item: pytest.Item) -> AbstractContextManager[None]:
         """Show progress of `item` while something takes long."""
@@ -232,35 +254,10 @@ class MoeperfSession:
         if cell.routing is not None:
             kept, result = contributed.joined(kept, result)
         if any(verdict.outcome not in GOOD for verdict in result.verdicts):
-            result = replace(result, next_steps=tuple(self._next_steps(item, result)))
+            steps = next_steps(item, result, self.options, self.references)
+            result = replace(result, next_steps=tuple(steps))
         item.stash[CELLS] = (*kept, result)
         return result
-
-    def _next_steps(self, item: pytest.Item, result: CellResult) -> list[str]:
-        """The commands that a reader of a failure would type next."""
-        again = shlex.join(["pytest", item.nodeid, *self.options.as_typed])
-        outcomes = {verdict.outcome for verdict in result.verdicts}
-        if Outcome.NO_BASELINE in outcomes:
-            return [f"{again} --baseline record"]
-        again = shlex.join(["pytest", item.nodeid, *self.options.as_typed, *self.options.limits])
-        steps = [f"{again}   (measure again)"]
-        by_baseline = any(
-            verdict.outcome is Outcome.REGRESSED and not verdict.paired
-            for verdict in result.verdicts
-        )
-        if by_baseline and result.fingerprint is not None:
-            old = self.references.old_engine(result)
-            if old is not None and result.routing is not None:
-                steps.append(
-                    f"{shlex.join(['pytest', item.nodeid, '--engine', old])}   "
-                    "(is it the engine or the weights?)"
-                )
-            elif old is not None and self.options.against is None:
-                steps.append(f"{again} --against {old}   (is it the engine or the machine?)")
-            path = self.references.path(result)
-            if path.exists():
-                steps.append(f"moeperf baseline show {_short(path)}   (what is expected)")
-        return steps
 
     @property
     def _typed(self) -> tuple[str, ...]:
@@ -331,7 +328,7 @@ class MoeperfSession:
         from pytest_moeperf.outputs import write_all  # noqa: PLC0415 - only with results
 
         for name, path in write_all(self._report(), self.options.out_dir):
-            self.collected.notes.append(f"{name}: {_short(path)}")
+            self.collected.notes.append(f"{name}: {short(path)}")
 
     def _report(self) -> SessionReport:
         from pytest_moeperf.report.model import SessionReport  # noqa: PLC0415
@@ -384,11 +381,6 @@ SESSION = pytest.StashKey[MoeperfSession]()
 def _suite(item: pytest.Item) -> str:
     stem = item.path.stem.removeprefix("test_")
     return re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{item.path.parent.name}.{stem}")
-
-
-def _short(path: Path) -> str:
-    """Relative to where the user is, if it is below."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _tool_version() -> str:

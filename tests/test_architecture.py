@@ -24,6 +24,7 @@ LAYERS = {
         "fixtures",
         "hookspec",
         "markers",
+        "nextsteps",
         "options",
         "outputs",
         "plugin",
@@ -107,7 +108,7 @@ LAYERS = {
         "warmup",
         "workload",
     },
-    "words": {"errors", "records", "request"},
+    "words": {"checks", "errors", "records", "request", "serverspec"},
 }
 """Top first; a module may import from its own layer and from those below it."""
 

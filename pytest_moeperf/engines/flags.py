@@ -40,9 +40,9 @@ def check_flags(
     `negatable`: each has a `--no-` counterpart.
     """
     for flag in flag_names(words):
-        if flag in reserved:
-            raise UsageError(f"engine flag {flag}: set by the plugin; use {reserved[flag]}")
         plain = flag.replace("--no-", "--", 1) if negatable else flag
+        if instead := reserved.get(flag, reserved.get(plain)):
+            raise UsageError(f"engine flag {flag}: set by the plugin; use {instead}")
         if known is None or flag in known or plain in known:
             continue
         near = difflib.get_close_matches(flag, sorted(known), n=3, cutoff=0.7)

@@ -41,10 +41,11 @@ RESERVED_FLAGS = {
     "--ep-size": _EXPERTS,
     "--expert-parallel-size": _EXPERTS,
     "--host": "nothing, servers listen on 127.0.0.1 only",
+    "--json-model-override-args": "ServerSpec(overrides=…)",
     "--load-format": "ServerSpec(load_format=…)",
     "--model": "ServerSpec(model=…)",
     "--model-path": "ServerSpec(model=…)",
-    "--port": "pytest's --port",
+    "--port": "pytest's --server-port",
     "--served-model-name": "ServerSpec(model=…)",
     "--tensor-parallel-size": _PARALLEL,
     "--tp": _PARALLEL,
@@ -180,8 +181,9 @@ class Sglang:
             words += ["--ep-size", str(spec.tensor_parallel_size)]
         if spec.load_format != "auto":
             words += ["--load-format", spec.load_format]
-        if spec.max_model_len is not None:
-            words += ["--context-length", str(spec.max_model_len)]
+        # Left to the model, 0.5.16 captures prefills of 8,192 tokens for models of shorter context
+        # as well, and reads beyond their table of positions.
+        words += ["--context-length", str(launch.context_tokens)]
         if spec.overrides:
             words += ["--json-model-override-args", json.dumps(dict(spec.overrides))]
         if not self.caches_prefixes(spec) and "--disable-radix-cache" not in given:

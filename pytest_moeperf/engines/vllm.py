@@ -32,14 +32,16 @@ __all__ = ["Vllm"]
 RESERVED_FLAGS = {
     "--api-key": "nothing, a server that only this machine reaches needs no key",
     "--dtype": "ServerSpec(dtype=…)",
-    "--enable-expert-parallel": "ServerSpec(expert_parallel=True)",
+    "--enable-expert-parallel": "ServerSpec(expert_parallel=…)",
+    "--hf-overrides": "ServerSpec(overrides=…)",
     "--host": "nothing, servers listen on 127.0.0.1 only",
     "--load-format": "ServerSpec(load_format=…)",
     "--max-model-len": "ServerSpec(max_model_len=…)",
     "--model": "ServerSpec(model=…)",
-    "--port": "pytest's --port",
+    "--port": "pytest's --server-port",
     "--served-model-name": "ServerSpec(model=…)",
     "--tensor-parallel-size": "ServerSpec(tensor_parallel_size=…)",
+    "-ep": "ServerSpec(expert_parallel=…)",
     "-tp": "ServerSpec(tensor_parallel_size=…)",
 }
 

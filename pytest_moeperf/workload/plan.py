@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final
 
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.records import RequestSpec
 from pytest_moeperf.workload.arrivals import replayed, send_offsets_ns, think_times_ns
-from pytest_moeperf.workload.prompts import (
-    SharedPrefix,
-    ShareGPT,
-    draw_tokens,
-    sample_conversations,
-)
-from pytest_moeperf.workload.shapes import Arrivals, ClosedLoop, OpenLoop, Think, TraceReplay
+from pytest_moeperf.workload.prompts import ShareGPT, draw_tokens, sample_conversations
+from pytest_moeperf.workload.shapes import ClosedLoop, TraceReplay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,9 +48,8 @@ def plan(
 
     Random prompts take ids from `first_id` up to, without, `vocab_size`. `conversations` are
     those of ShareGPT prompts, `trace` the entries of a TraceReplay. Raises UsageError when a
-    request does not fit into `context_tokens`, or when the workload makes no sense.
+    request does not fit into `context_tokens`, or when there is nothing to draw from.
     """
-    _validate(workload)
     if isinstance(workload, TraceReplay):
         trace = replayed(workload, trace)
         lengths = [(entry.input_tokens, entry.output_tokens) for entry in trace]
@@ -117,71 +110,3 @@ def _check_context(
         f"workload {workload.slug} needs {isl} + {osl} = {isl + osl} tokens, the model's context "
         f"has {context_tokens}: {remedy}, or take a model with more context"
     )
-
-
-def _validate(workload: Workload) -> None:
-    """Raise UsageError for a workload that nobody can mean."""
-    for name, value in _positive(workload).items():
-        if not 0 < value < math.inf:
-            raise UsageError(f"{name} = {value} in a workload: it must be above 0 and finite")
-    if isinstance(workload, OpenLoop):
-        _validate_arrivals(workload)
-    if isinstance(workload, ClosedLoop):
-        _validate_think(workload)
-    if not isinstance(workload, TraceReplay) and isinstance(workload.prompts, SharedPrefix):
-        _validate_prefix(workload.prompts, requests=workload.requests, isl=workload.isl)
-
-
-def _positive(workload: Workload) -> dict[str, float]:
-    """What has to be above 0, by name."""
-    if isinstance(workload, TraceReplay):
-        limit = {} if workload.requests is None else {"requests": workload.requests}
-        return {"speed": workload.speed, **limit}
-    values: dict[str, float] = {
-        "isl": workload.isl,
-        "osl": workload.osl,
-        "requests": workload.requests,
-    }
-    if isinstance(workload, ClosedLoop):
-        values["concurrency"] = workload.concurrency
-    if isinstance(workload, OpenLoop):
-        values |= {"request_rate": workload.request_rate, "burstiness": workload.burstiness}
-        if workload.end_rate is not None:
-            values["end_rate"] = workload.end_rate
-    if isinstance(workload.prompts, SharedPrefix):
-        values |= {"groups": workload.prompts.groups, "prefix": workload.prompts.prefix}
-    return values
-
-
-def _validate_arrivals(workload: OpenLoop) -> None:
-    _validate_choice("arrivals", workload.arrivals, get_args(Arrivals))
-    if workload.arrivals != "gamma" and workload.burstiness != 1.0:
-        raise UsageError(
-            f"burstiness = {workload.burstiness:g} has no effect on {workload.arrivals} "
-            "arrivals: set arrivals='gamma'"
-        )
-
-
-def _validate_think(workload: ClosedLoop) -> None:
-    _validate_choice("think", workload.think, get_args(Think))
-    if not 0 <= workload.think_s < math.inf:
-        raise UsageError(
-            f"think_s = {workload.think_s} in a workload: give seconds from 0 up, and finite"
-        )
-
-
-def _validate_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{name} = {value!r} in a workload: valid are {', '.join(known)}")
-
-
-def _validate_prefix(prompts: SharedPrefix, *, requests: int, isl: int) -> None:
-    if prompts.prefix > isl:
-        raise UsageError(
-            f"prefix = {prompts.prefix} in a workload: prompts have only isl = {isl} tokens"
-        )
-    if prompts.groups >= requests:
-        raise UsageError(
-            f"groups = {prompts.groups} in a workload: with requests = {requests} no two share a "
-            "prefix; take fewer groups, or more requests"
-        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from pytest_moeperf.checks import check_path, check_whole
 from pytest_moeperf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ __all__ = [
     "file_slug",
     "sample_conversations",
 ]
+
+# pytest leaves these frames out: a traceback ends at the suite's own line.
+__tracebackhide__ = True
+
+WORKLOAD = "a workload"
 
 Conversation = tuple[str, int | None]
 """A prompt as text and the tokens of its recorded answer, None where nobody counted them."""
@@ -66,6 +72,9 @@ class ShareGPT:
 
     path: str
 
+    def __post_init__(self) -> None:
+        check_path(WORKLOAD, path=self.path)
+
     @property
     def slug(self) -> str:
         """`-sharegpt-` and the file's name, as the end of a workload's id."""
@@ -91,6 +100,21 @@ class SharedPrefix:
     groups: int
     prefix: int
     """Tokens that the prompts of a group share."""
+
+    def __post_init__(self) -> None:
+        check_whole(WORKLOAD, groups=self.groups, prefix=self.prefix)
+
+    def check_shared(self, *, requests: int, isl: int) -> None:
+        """Raise UsageError where no two of so many prompts of that length share a prefix."""
+        if self.prefix > isl:
+            raise UsageError(
+                f"prefix = {self.prefix} in {WORKLOAD}: prompts have only isl = {isl} tokens"
+            )
+        if self.groups >= requests:
+            raise UsageError(
+                f"groups = {self.groups} in {WORKLOAD}: with requests = {requests} no two share a "
+                "prefix; take fewer groups, or more requests"
+            )
 
     @property
     def slug(self) -> str:

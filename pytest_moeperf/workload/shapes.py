@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from pytest_moeperf.workload.prompts import Prompts, RandomTokens, file_slug
+from pytest_moeperf.checks import check_choice, check_number, check_path, check_whole, misuse
+from pytest_moeperf.errors import UsageError
+from pytest_moeperf.workload.prompts import (
+    WORKLOAD,
+    Prompts,
+    RandomTokens,
+    SharedPrefix,
+    file_slug,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +31,9 @@ __all__ = [
     "Workload",
     "rate_ladder",
 ]
+
+# pytest leaves these frames out: a traceback ends at the suite's own line.
+__tracebackhide__ = True
 
 Arrivals = Literal["poisson", "constant", "gamma"]
 """How the gaps between requests of an open loop are distributed."""
@@ -54,6 +65,15 @@ class _Shape:
     requests: int
     prompts: Prompts = field(default_factory=RandomTokens)
 
+    def __post_init__(self) -> None:
+        check_whole(WORKLOAD, isl=self.isl, osl=self.osl, requests=self.requests)
+        if not isinstance(self.prompts, Prompts):
+            raise misuse(
+                WORKLOAD, "prompts", self.prompts, "give ShareGPT(…), SharedPrefix(…) or nothing"
+            )
+        if isinstance(self.prompts, SharedPrefix):
+            self.prompts.check_shared(requests=self.requests, isl=self.isl)
+
     def prefix_hit_rate(self, block_tokens: int) -> float:
         """Share of prompt tokens that a prefix cache in blocks of that size should give back."""
         return self.prompts.expected_hit_rate(
@@ -79,6 +99,13 @@ class ClosedLoop(_Shape):
     think: Think = "constant"
     think_seed: int = 0
     """Draws exponential rests. It is the workload's own, not the repeat's, as `arrivals_seed`."""
+
+    def __post_init__(self) -> None:
+        # A class with slots is made anew, and super() would look for the first one.
+        _Shape.__post_init__(self)
+        check_whole(WORKLOAD, concurrency=self.concurrency)
+        check_number(WORKLOAD, or_zero=True, think_s=self.think_s)
+        check_choice(WORKLOAD, get_args(Think), think=self.think)
 
     @property
     def slug(self) -> str:
@@ -138,6 +165,18 @@ class OpenLoop(_Shape):
     """Draws the schedule. It is the workload's own, not the repeat's: every repeat and every
     start meets the same queues, so that they differ only in how the server copes."""
 
+    def __post_init__(self) -> None:
+        _Shape.__post_init__(self)
+        check_number(WORKLOAD, request_rate=self.request_rate, burstiness=self.burstiness)
+        if self.end_rate is not None:
+            check_number(WORKLOAD, end_rate=self.end_rate)
+        check_choice(WORKLOAD, get_args(Arrivals), arrivals=self.arrivals)
+        if self.arrivals != "gamma" and self.burstiness != 1.0:
+            raise UsageError(
+                f"burstiness = {self.burstiness:g} has no effect on {self.arrivals} arrivals: "
+                "set arrivals='gamma'"
+            )
+
     @property
     def concurrency(self) -> None:
         """None: arrivals decide how many run at once."""
@@ -173,6 +212,14 @@ class TraceReplay:
     """So many of the earliest; None: all."""
     prompts: RandomTokens = field(default_factory=RandomTokens)
 
+    def __post_init__(self) -> None:
+        check_path(WORKLOAD, path=self.path)
+        check_number(WORKLOAD, speed=self.speed)
+        if self.requests is not None:
+            check_whole(WORKLOAD, requests=self.requests)
+        if not isinstance(self.prompts, RandomTokens):
+            raise misuse(WORKLOAD, "prompts", self.prompts, "a trace takes RandomTokens() alone")
+
     @property
     def concurrency(self) -> None:
         """None: the trace decides how many run at once."""
@@ -202,7 +249,9 @@ Workload = ClosedLoop | Burst | OpenLoop | TraceReplay
 def rate_ladder(workload: OpenLoop, rates: Iterable[float]) -> dict[float, OpenLoop]:
     """`workload` at each of `rates`, by rate, with the requests that keep its duration."""
     seconds = workload.requests / workload.request_rate
-    return {
-        rate: replace(workload, request_rate=rate, requests=max(1, round(seconds * rate)))
-        for rate in rates
-    }
+    rungs = {}
+    for rate in rates:
+        check_number(WORKLOAD, request_rate=rate)
+        requests = max(1, round(seconds * rate))
+        rungs[rate] = replace(workload, request_rate=rate, requests=requests)
+    return rungs

@@ -201,7 +201,7 @@ def test_a_taken_port_is_named(start):
         with pytest.raises(UsageError) as caught:
             start(port=port)
     assert str(caught.value) == (
-        f"--port {port}: cannot be used on 127.0.0.1: Address already in use; "
+        f"--server-port {port}: cannot be used on 127.0.0.1: Address already in use; "
         "choose another, or leave the option out for a free one"
     )
 
@@ -232,7 +232,7 @@ def test_secrets_are_masked_in_the_log_and_in_errors(make_spec, model, machine, 
         start_exit_code=1,
         start_log=("HTTPError: token hf_abcdef123 refused",),
         env=(("HF_TOKEN", "hf_abcdef123"),),
-        flags=("--hf-overrides", "hf_abcdef123"),
+        flags=("--quantization", "hf_abcdef123"),
     )
     with pytest.raises(ServerStartError) as caught:
         start_server(spec, model, machine, log_dir=tmp_path)

@@ -107,3 +107,127 @@ def test_values_are_for_measuring_tests_alone(several):
     outcome = several.run()
     outcome.counts(errors=1)
     outcome.shows("*fixture 'batch' not found")
+
+
+SERVERS = "pytest_moeperf_servers"
+SPEC = "from pytest_moeperf import ServerSpec\n"
+MALFORMED = [
+    ("return ['moe']", f"{SERVERS} returned a value of type list: give a mapping, as in "),
+    ("return {'moe'}", f"{SERVERS} returned a value of type set: give a mapping, as in "),
+    ("return 'moe'", f"{SERVERS} returned 'moe': give a mapping, as in "),
+    ("yield {}", f"{SERVERS} returned a value of type generator: give a mapping, as in "),
+    (
+        "return {'moe': 'mini-moe'}",
+        f"{SERVERS} returned 'mini-moe' for 'moe': give a ServerSpec, a list of them, or None ",
+    ),
+    (
+        "return {'moe': [ServerSpec('m', env={'HF_TOKEN': 'hf_secret'}), None]}",
+        f"{SERVERS} returned None for 'moe': give a ServerSpec, ",
+    ),
+    (
+        "return {'moe': {ServerSpec('m')}}",
+        f"{SERVERS} returned a value of type set for 'moe': give a ServerSpec, ",
+    ),
+    (
+        "return {'moe': (ServerSpec(name) for name in 'ab')}",
+        f"{SERVERS} returned a value of type generator for 'moe': give a ServerSpec, ",
+    ),
+    (
+        "return {'moe': ServerSpec('m', flags='--nope 4')}",
+        "flags = '--nope 4' in a ServerSpec: give word by word, as in ('--nope', '4')",
+    ),
+    (
+        "return {'moe': ServerSpec('m', tensor_parallel_size=0)}",
+        "tensor_parallel_size = 0 in a ServerSpec: it must be a whole number above 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "told"), MALFORMED, ids=[body for body, _ in MALFORMED])
+def test_an_answer_that_names_no_servers_is_an_error_before_anything_starts(suite, body, told):
+    suite.pytester.makeconftest(f"{SPEC}\ndef {SERVERS}(hardware):\n    {body}\n")
+    outcome = suite.run()
+    assert outcome.usage_error.startswith(f"ERROR: {told}")
+    assert "hf_secret" not in outcome.text + outcome.errors
+    assert outcome.logs == []
+
+
+VALUES = "pytest_moeperf_values"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return ['batch']", f"{VALUES} returned a value of type list: give a mapping, as in "),
+        ("return {'batch': 8}", f"{VALUES} returned 8 for 'batch': give a list of values"),
+        ("return {'batch': '18'}", f"{VALUES} returned '18' for 'batch': give a list of values"),
+        (
+            "return {'load': [Burst(requests=2, isl=0, osl=1)]}",
+            "isl = 0 in a workload: it must be a whole number above 0",
+        ),
+    ],
+)
+def test_an_answer_that_names_no_values_is_an_error_before_anything_starts(suite, body, told):
+    conftest = suite.root / "conftest.py"
+    conftest.write_text(
+        f"from pytest_moeperf import Burst\n{conftest.read_text()}\n"
+        f"def {VALUES}(hardware):\n    {body}\n"
+    )
+    assert suite.run().usage_error.startswith(f"ERROR: {told}")
+
+
+def test_an_xdist_worker_tells_of_such_an_answer_without_a_traceback(suite):
+    suite.pytester.makeconftest(f"def {SERVERS}(hardware):\n    return ['moe']\n")
+    outcome = suite.run_process("-n", "1")
+    assert outcome.code != 0
+    outcome.shows(f"{SERVERS} returned a value of type list: give a mapping, as in *")
+    assert "Traceback" not in outcome.text
+
+
+LOADS = "ClosedLoop(concurrency=1, isl=4, osl=8, requests=2)"
+NEITHER = "was given for a server: give what an argument with a name of pytest_moeperf_servers "
+
+
+@pytest.mark.parametrize(
+    ("fixture", "call", "told"),
+    [
+        ("measure", f"measure('moe', {LOADS})", f"'moe' {NEITHER}"),
+        ("measure", f"measure(moe.spec, {LOADS})", f"a value of type ServerSpec {NEITHER}"),
+        ("measure", f"measure.together(moe, 'dense', {LOADS})", f"'dense' {NEITHER}"),
+        ("measure", "measure.startup(None)", f"None {NEITHER}"),
+        ("measure", "measure.architecture('moe')", f"'moe' {NEITHER}"),
+        ("serve", "serve('moe')", f"'moe' {NEITHER}"),
+        ("experts", f"experts('moe', {LOADS})", f"'moe' {NEITHER}"),
+        ("experts", "experts.architecture('moe')", f"'moe' {NEITHER}"),
+        (
+            "measure",
+            f"measure({{'vllm': moe}}, {LOADS})",
+            "servers by engine (vllm) were given for a server: choose one, as in moe['vllm']",
+        ),
+    ],
+)
+def test_what_is_no_server_is_an_error_in_one_line(suite, fixture, call, told):
+    suite.write(
+        f"from pytest_moeperf import ClosedLoop\n\ndef test_misuse({fixture}, moe):\n    {call}\n"
+    )
+    outcome = suite.run()
+    outcome.counts(failed=1)
+    assert any(line.startswith(told) for line in outcome.text.splitlines())
+    assert "pytest_moeperf/" not in outcome.text
+    assert outcome.logs == []
+
+
+def test_a_workload_that_cannot_be_is_told_where_it_is_written(suite):
+    suite.write(
+        "from pytest_moeperf import ClosedLoop\n\n"
+        "LOAD = ClosedLoop(concurrency='1', isl=4, osl=8, requests=2)\n\n"
+        "def test_load(measure, moe):\n    measure(moe, LOAD)\n"
+    )
+    outcome = suite.run()
+    outcome.counts(errors=1)
+    outcome.shows(
+        "serving/test_load.py:3: in <module>",
+        "    LOAD = ClosedLoop(concurrency='1', isl=4, osl=8, requests=2)",
+        "E   *UsageError: concurrency = '1' in a workload: it must be a whole number above 0",
+    )
+    assert "pytest_moeperf/" not in outcome.text

@@ -29,3 +29,11 @@ def test_a_server_that_failed_to_start_is_not_tried_again_for_the_next_test(suit
 def test_a_time_that_is_none_is_an_error(suite, given):
     outcome = suite.run(f"--server-timeout={given}")
     assert outcome.usage_error == f"ERROR: --server-timeout {given}: must be above 0 s"
+
+
+def test_the_command_to_measure_again_repeats_it(suite, server):
+    suite.write_ratio((2, 3))
+    outcome = suite.run("--engine", f"vllm={server.url}", "--server-timeout", "900.5")
+    outcome.counts(failed=1)
+    outcome.shows("  next: pytest * --server-timeout 900.5 *   (measure again)")
+    assert "--server-timeout" in outcome.run_json["options"]

@@ -27,3 +27,11 @@ def test_a_time_of_zero_is_an_error(suite):
     assert suite.run("--stall-timeout", "0").usage_error == (
         "ERROR: --stall-timeout 0: must be above 0 s"
     )
+
+
+def test_the_command_to_measure_again_repeats_it(suite, server):
+    suite.write_ratio((2, 3))
+    outcome = suite.run("--engine", f"vllm={server.url}", "--stall-timeout", "120")
+    outcome.counts(failed=1)
+    outcome.shows("  next: pytest * --stall-timeout 120 *   (measure again)")
+    assert "--stall-timeout" in outcome.run_json["options"]

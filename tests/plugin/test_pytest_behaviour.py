@@ -1,7 +1,9 @@
 """What pytest's own options do is what its users expect."""
 
+import json
 import os
 import re
+import shlex
 import signal
 import socket
 import time
@@ -91,6 +93,37 @@ def test_q_shows_neither_header_nor_progress_nor_tables(suite, attached):
     assert "moeperf: cpu" not in outcome.text
     assert "metric " not in outcome.text
     outcome.shows("  REGRESSED output_throughput*", "FAILED *")
+
+
+@pytest.mark.parametrize(("bounds", "code"), [(GOOD, 0), (BAD, 1)])
+def test_without_the_terminal_plugin_it_measures_and_reports_all_the_same(
+    suite, attached, bounds, code
+):
+    suite.write_ratio(bounds)
+    words = suite.arguments([*attached, "-p", "no:terminal"])
+    words.remove("--color=no")  # An option of that plugin.
+    result = suite.pytester.runpytest_inprocess(*words)
+    assert result.ret == code
+    assert result.outlines + result.errlines == []
+    report = json.loads((suite.root / ".moeperf" / "run.json").read_text())
+    assert sum(report["outcomes"].values()) == 1
+
+
+@pytest.mark.parametrize("place", ["serving", "elsewhere"])
+def test_the_next_command_can_be_pasted_where_pytest_was_called(
+    suite, attached, monkeypatch, place
+):
+    suite.write_ratio(BAD)
+    suite.pytester.makeini("[pytest]\n")
+    (suite.root / place).mkdir(exist_ok=True)
+    monkeypatch.chdir(suite.root / place)
+    outcome = suite.run(*attached, suite.root / "serving")
+    outcome.counts(failed=1)
+    outcome.shows(f"rootdir: {suite.root}")
+    (step,) = outcome.judged[0]["next_steps"]
+    program, *words = shlex.split(step.removesuffix("   (measure again)"))
+    assert program == "pytest"
+    suite.run(*words).counts(failed=1)
 
 
 def test_colors_are_pytests_to_decide(suite, attached):

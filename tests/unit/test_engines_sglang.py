@@ -43,6 +43,7 @@ def launch(**changes):
         "model_path": Path("/models/mixtral-8x7b"),
         "served_name": "mixtral-8x7b",
         "port": 8001,
+        "context_tokens": 4096,
         "scratch": Path("/scratch"),
         "core_ids": (0, 1),
         "gpu_ids": ("1",),

@@ -38,6 +38,7 @@ def launch(**changes):
         "model_path": Path("/models/mini-moe"),
         "served_name": "mini-moe",
         "port": 8001,
+        "context_tokens": 4096,
         "scratch": Path("/scratch"),
         "core_ids": (0, 1),
     }
@@ -346,7 +347,7 @@ def test_flags_are_read_from_sources_without_running_them():
     [
         ("--moe-backend", "triton"),
         ("--moe_backend=triton",),
-        ("--no-enable-expert-parallel",),
+        ("--no-disable-log-stats",),
         ("-cc.mode=NONE", "-O2"),
         ("--compilation-config", '{"mode": "NONE"}'),
         ("--moe-backend", "-1"),
@@ -375,7 +376,7 @@ def test_a_flag_that_nothing_resembles_points_to_the_help():
 def test_without_sources_only_the_plugins_own_flags_are_refused():
     VLLM.check_flags(ServerSpec(model="m", flags=("--xyzzy",)), None, label="vllm")
     spec = ServerSpec(model="m", flags=("--port=1",))
-    with pytest.raises(UsageError, match="--port: set by the plugin; use pytest's --port"):
+    with pytest.raises(UsageError, match="--port: set by the plugin; use pytest's --server-port"):
         VLLM.check_flags(spec, None, label="vllm")
 
 

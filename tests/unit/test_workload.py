@@ -253,42 +253,75 @@ def test_a_request_may_fill_the_context(context_tokens):
     assert draw(BURST, context_tokens=context_tokens).requests
 
 
+# Values that cannot be
+
+
 @pytest.mark.parametrize(
-    ("workload", "name"),
+    ("workload", "field"),
     [
-        (Burst(requests=0, isl=1, osl=1), "requests = 0"),
-        (Burst(requests=1, isl=0, osl=1), "isl = 0"),
-        (Burst(requests=1, isl=1, osl=-1), "osl = -1"),
-        (ClosedLoop(concurrency=0, requests=1, isl=1, osl=1), "concurrency = 0"),
-        (OpenLoop(request_rate=0, requests=1, isl=1, osl=1), "request_rate = 0"),
-        (OpenLoop(request_rate=1, end_rate=0, requests=1, isl=1, osl=1), "end_rate = 0"),
-        (replace(GROUPS, prompts=SharedPrefix(groups=0, prefix=3)), "groups = 0"),
-        (replace(GROUPS, prompts=SharedPrefix(groups=2, prefix=0)), "prefix = 0"),
-        (replace(REPLAY, speed=0), "speed = 0"),
-        (replace(REPLAY, requests=0), "requests = 0"),
-        (OpenLoop(request_rate=float("inf"), requests=1, isl=1, osl=1), "request_rate = inf"),
-        (OpenLoop(request_rate=float("nan"), requests=1, isl=1, osl=1), "request_rate = nan"),
-        (
-            OpenLoop(request_rate=1, requests=1, isl=1, osl=1, arrivals="gamma", burstiness=0),
-            "burstiness = 0",
-        ),
+        *((BURST, field) for field in ("requests", "isl", "osl")),
+        (CLOSED, "concurrency"),
+        (REPLAY, "requests"),
+        *((GROUPS.prompts, field) for field in ("groups", "prefix")),
     ],
 )
-def test_a_count_that_is_not_positive_is_misuse(workload, name):
-    with pytest.raises(UsageError, match=f"^{name} in a workload: it must be above 0"):
-        draw(workload)
+@pytest.mark.parametrize("value", [0, -1, 1.5, 2.0, "1", True, float("inf")])
+def test_what_is_no_count_is_misuse_as_soon_as_it_is_written(workload, field, value):
+    with pytest.raises(UsageError) as caught:
+        replace(workload, **{field: value})
+    assert str(caught.value) == (
+        f"{field} = {value!r} in a workload: it must be a whole number above 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("workload", "field"),
+    [
+        (POISSON, "request_rate"),
+        (RAMP, "end_rate"),
+        (replace(POISSON, arrivals="gamma"), "burstiness"),
+        (REPLAY, "speed"),
+    ],
+)
+@pytest.mark.parametrize("value", [0, -0.5, "3", True, float("inf"), float("nan")])
+def test_what_is_no_rate_is_misuse_as_soon_as_it_is_written(workload, field, value):
+    with pytest.raises(UsageError) as caught:
+        replace(workload, **{field: value})
+    assert str(caught.value) == (
+        f"{field} = {value!r} in a workload: it must be a number above 0, and finite"
+    )
 
 
 def test_unknown_arrivals_are_quoted_and_the_known_are_listed():
-    workload = OpenLoop(request_rate=1, requests=1, isl=1, osl=1, arrivals="poison")
     with pytest.raises(UsageError, match="'poison' in a workload: valid are poisson, constant, ga"):
-        draw(workload)
+        replace(POISSON, arrivals="poison")
 
 
 def test_burstiness_without_gamma_arrivals_is_misuse():
-    workload = OpenLoop(request_rate=1, requests=1, isl=1, osl=1, burstiness=2)
     with pytest.raises(UsageError, match="burstiness = 2 has no effect on poisson"):
-        draw(workload)
+        replace(POISSON, burstiness=2)
+
+
+@pytest.mark.parametrize("prompts", ["chats.json", None, SharedPrefix])
+def test_prompts_that_are_none_are_misuse(prompts):
+    with pytest.raises(
+        UsageError, match=r"in a workload: give ShareGPT\(…\), SharedPrefix\(…\) or"
+    ):
+        replace(BURST, prompts=prompts)
+
+
+def test_a_trace_brings_lengths_and_so_takes_random_prompts_alone():
+    with pytest.raises(UsageError, match=r"a trace takes RandomTokens\(\) alone"):
+        replace(REPLAY, prompts=ShareGPT("chats.json"))
+
+
+@pytest.mark.parametrize("make", [ShareGPT, lambda path: TraceReplay(path=path)])
+@pytest.mark.parametrize("path", [None, "", 3])
+def test_a_path_that_is_none_is_misuse(make, path):
+    with pytest.raises(
+        UsageError, match=f"^path = {path!r} in a workload: give the path of a file"
+    ):
+        make(path)
 
 
 def test_a_vocabulary_without_ordinary_ids_is_misuse():
@@ -335,13 +368,13 @@ def test_rests_leave_the_prompts_as_they_are():
 
 @pytest.mark.parametrize("think_s", [-1, float("nan"), float("inf")])
 def test_rests_that_cannot_be_are_misuse(think_s):
-    with pytest.raises(UsageError, match=f"^think_s = {think_s} in a workload: give seconds from"):
-        draw(replace(CLOSED, think_s=think_s))
+    with pytest.raises(UsageError, match=f"^think_s = {think_s} in a workload: .* from 0 up, and"):
+        replace(CLOSED, think_s=think_s)
 
 
 def test_an_unknown_kind_of_rest_is_misuse():
     with pytest.raises(UsageError, match="think = 'deep' in a workload: valid are constant, exp"):
-        draw(replace(CLOSED, think="deep"))
+        replace(CLOSED, think="deep")
 
 
 # Ramp
@@ -394,6 +427,12 @@ def test_a_ladder_holds_the_duration():
     rungs = rate_ladder(replace(POISSON, request_rate=4, requests=8), [1, 2, 8, 0.1])
     assert {rate: rung.requests for rate, rung in rungs.items()} == {1: 2, 2: 4, 8: 16, 0.1: 1}
     assert rungs[8] == replace(POISSON, request_rate=8, requests=16)
+
+
+@pytest.mark.parametrize("rate", [0, "2", float("inf")])
+def test_a_rung_without_a_rate_is_misuse(rate):
+    with pytest.raises(UsageError, match=f"^request_rate = {rate!r} in a workload"):
+        rate_ladder(POISSON, [1, rate])
 
 
 # Trace
@@ -503,7 +542,7 @@ def test_the_expected_hit_rate_is_what_a_cache_of_blocks_gives(groups, prefix, i
 )
 def test_a_prefix_that_cannot_be_shared_is_misuse(prompts, message):
     with pytest.raises(UsageError, match=message):
-        draw(replace(GROUPS, prompts=prompts))
+        replace(GROUPS, prompts=prompts)
 
 
 # Reproducible to the byte

@@ -1,0 +1,57 @@
+"""The commands that a reader of a failure would type next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_moeperf.records import Outcome
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_moeperf.options import Options
+    from pytest_moeperf.records import CellResult
+    from pytest_moeperf.references import References
+
+__all__ = ["next_steps", "short"]
+
+
+def next_steps(
+    item: pytest.Item, result: CellResult, options: Options, references: References
+) -> list[str]:
+    """Each as it is typed where pytest was called, with what it is for."""
+    test = _from_here(item)
+    outcomes = {verdict.outcome for verdict in result.verdicts}
+    if Outcome.NO_BASELINE in outcomes:
+        return [f"{shlex.join(['pytest', test, *options.as_typed])} --baseline record"]
+    again = shlex.join(["pytest", test, *options.as_typed, *options.limits])
+    steps = [f"{again}   (measure again)"]
+    by_baseline = any(
+        verdict.outcome is Outcome.REGRESSED and not verdict.paired for verdict in result.verdicts
+    )
+    if by_baseline and result.fingerprint is not None:
+        old = references.old_engine(result)
+        if old is not None and result.routing is not None:
+            other = shlex.join(["pytest", test, "--engine", old])
+            steps.append(f"{other}   (is it the engine or the weights?)")
+        elif old is not None and options.against is None:
+            steps.append(f"{again} --against {old}   (is it the engine or the machine?)")
+        path = references.path(result)
+        if path.exists():
+            steps.append(f"moeperf baseline show {short(path)}   (what is expected)")
+    return steps
+
+
+def _from_here(item: pytest.Item) -> str:
+    """The test's name; pytest's own is relative to its rootdir."""
+    path = os.path.relpath(item.path, item.config.invocation_params.dir)
+    _, separator, name = item.nodeid.partition("::")
+    return f"{path}{separator}{name}"
+
+
+def short(path: Path) -> str:
+    """Relative to where the user is, if it is below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
