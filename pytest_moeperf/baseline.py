@@ -60,7 +60,7 @@ class Gate:
 
     direction: Direction
     tolerance: float
-    """Relative: 0.05 accepts a change of 5 % in the bad direction."""
+    """Times as bad, less 1: 0.05 accepts 1.05 times a latency, or a rate divided by 1.05."""
     unit: str
 
 
@@ -76,7 +76,7 @@ class KnownRegression:
     expires: str
     """Last day that accepts it: `2026-12-31`."""
     extent: float
-    """Largest accepted loss, relative and above 0: 0.08 accepts an effect down to -8 %."""
+    """Largest accepted loss, above 0 and in the unit of tolerances: times as bad, less 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf import compat, judge
 from pytest_moeperf.judge.sentence import percent
-from pytest_moeperf.metrics import describe
+from pytest_moeperf.metrics import describe, quantity
 from pytest_moeperf.policy import CPU, directed, policy_for
 from pytest_moeperf.records import CellResult, Outcome, StartRecord, Verdict
 
@@ -53,20 +53,21 @@ def judge_metric(
     p_limit: float,
     prior: Prior | None = None,
     can_pair: bool = False,
+    last: bool = False,
     date: str = "",
     policy: Policy | None = None,
 ) -> Assessment:
     """Judge a metric of a valid cell by its starts, those of its baseline and those of an A/B.
 
     `policy` is by default that of every night. `prior` is what other cells tell of the noise, by
-    default the policy's table. `date` is today's,
+    default the policy's table. `last` says that there will be no further start. `date` is today's,
     `2026-11-22`; without it nothing expires. A baseline that does not count, for its age or for
     what it was measured on, leaves the A/B alone to judge by, where there is one.
     """
     policy = policy or policy_for(hardware, key)
     refused = _refusal(cell, key, stored, date)
     usable = None if refused else stored
-    evidence = _evidence(cell, key, usable, can_pair=can_pair)
+    evidence = replace(_evidence(cell, key, usable), can_pair=can_pair, last=last)
     assessment = judge.assess(
         evidence,
         policy,
@@ -82,7 +83,7 @@ def judge_metric(
     return replace(assessment, verdict=replace(verdict, stored=stored_repeats))
 
 
-def _evidence(cell: CellResult, key: str, stored: Baseline | None, *, can_pair: bool) -> Evidence:
+def _evidence(cell: CellResult, key: str, stored: Baseline | None) -> Evidence:
     return judge.Evidence(
         metric=key,
         today=tuple(repeats_of(start, key) for start in cell.starts),
@@ -92,7 +93,6 @@ def _evidence(cell: CellResult, key: str, stored: Baseline | None, *, can_pair: 
         ),
         old=tuple(repeats_of(start, key) for start in cell.old),
         new=tuple(repeats_of(start, key) for start in cell.new),
-        can_pair=can_pair,
         other_gpu=stored is not None and _other_gpu(cell.starts, stored.starts),
     )
 
@@ -161,13 +161,12 @@ def _expected(verdict: Verdict, known: KnownRegression | None) -> Verdict:
     if known is None:
         return verdict
     on_file = f"{known.reason} ({known.issue})"
-    if verdict.outcome is Outcome.REGRESSED and (verdict.effect or 0.0) >= -known.extent:
+    if verdict.outcome is Outcome.REGRESSED and _within(verdict, known):
         reason = f"{verdict.reason}; a known regression until {known.expires}: {on_file}"
         return replace(verdict, outcome=Outcome.EXPECTED, reason=reason)
     if verdict.outcome is Outcome.REGRESSED:
-        extent = percent(known.extent)
-        reason = f"{verdict.reason}; more than the known regression of {extent}: {on_file}"
-        return replace(verdict, reason=reason)
+        allowed = f"the known regression of {percent(known.extent)} allows {_reach(verdict, known)}"
+        return replace(verdict, reason=f"{verdict.reason}; more than {allowed}: {on_file}")
     if verdict.outcome in {Outcome.PASS, Outcome.IMPROVED}:
         reason = (
             f"{verdict.reason}; but a regression is on file, which must go now that it is over: "
@@ -175,6 +174,20 @@ def _expected(verdict: Verdict, known: KnownRegression | None) -> Verdict:
         )
         return replace(verdict, outcome=Outcome.UNEXPECTED_PASS, reason=reason)
     return verdict
+
+
+def _within(verdict: Verdict, known: KnownRegression) -> bool:
+    """Whether it is at most as many times as bad as what is on file, as tolerances are."""
+    times_as_good = 1 + (verdict.effect or 0.0)
+    return times_as_good * (1 + known.extent) >= 1
+
+
+def _reach(verdict: Verdict, known: KnownRegression) -> str:
+    """The worst value that is on file: `(up to 21.6 ms)`."""
+    expected, times_as_bad = verdict.expected or 0.0, 1 + known.extent
+    if verdict.direction == "higher":
+        return f"(down to {quantity(expected / times_as_bad, verdict.unit)})"
+    return f"(up to {quantity(expected * times_as_bad, verdict.unit)})"
 
 
 def prior_for(baselines: Iterable[Baseline], key: str, *, hardware: str) -> Prior:

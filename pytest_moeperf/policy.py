@@ -141,17 +141,19 @@ POLICIES: Mapping[str, Mapping[str, Policy]] = {
         # The page cache decides how long imports and weights take.
         startup=_cpu(1.00, 2.50, noise=0.20, drift=0.12),
     ),
-    # A GPU of its own: what differs between two starts of vLLM 0.24.0 on one H200.
+    # A GPU of its own: the standard deviation between starts of a session in baselines/h200, three
+    # or four starts of vLLM 0.24.0 or SGLang 0.5.16 a cell (docs/verdicts.md says how computed).
     GPU: _policies(
-        # Of a single stream 2 % (Mixtral-8x7B) and 22 % (Llama-3.1-8B, 11 to 17 ms).
+        # Of a single stream 0.2 and 1.9 % (Mixtral-8x7B), 22 % (Llama-3.1-8B, 11 to 17 ms).
         ttft=_gpu(0.30, 0.60, noise=0.120),
-        # A decode step of one stream 0.1 to 0.9 %, the throughput of a burst 0.7 and 1.5 %.
+        # A decode step 0.03 to 3.0 %, pooled 1.0 %; above 1 % are Mixtral-8x7B's in vLLM with 1, 2
+        # and 8 streams: 1.7, 3.0, 2.6 %. The throughput of a burst 0.7 to 1.9 %, pooled 1.4 %.
         steady=_gpu(0.03, 0.05, noise=0.010),
-        # Of a few arrivals, with queueing and prefill and the host in it: 0.3 to 2.5 %.
+        # Of a few arrivals, with queueing and prefill and the host in it: 0.2 to 2.5 %, once 6.9 %.
         e2el=_gpu(0.05, 0.08, noise=0.020),
         threshold=_gpu(0.10, 0.15, noise=0.030),
         longest=_gpu(0.50, 0.80, noise=0.150),
-        # With warm caches: 7 and 27 %, from two starts each.
+        # With warm caches: 10 to 20 %.
         startup=_gpu(0.75, 1.50, noise=0.200),
     ),
 }

@@ -21,6 +21,7 @@ from pytest_moeperf.records import CellResult, Outcome, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from pytest_moeperf.judge import Assessment
     from pytest_moeperf.measured import MeasuredCell
     from pytest_moeperf.policy import Policy
     from pytest_moeperf.records import ServerSpec
@@ -35,7 +36,7 @@ UNPAIRED = gate.DOUBTFUL | {Outcome.NO_BASELINE}
 SERVERS: Mapping[Need, int] = {Need.START: 1, Need.PAIR: 2}
 
 MOST_INVALID = 2
-"""So many bought starts of a cell may be invalid; with one more the buying ends."""
+"""So many starts of a cell may be invalid, or lack a metric; with one more the buying ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,8 @@ class _Case:
     suite: str
     metrics: tuple[str, ...]
     reference: Reference
-    p_limit: float
+    p_limits: Mapping[str, float]
+    """By metric."""
     policies: Mapping[str, Policy]
     """By metric."""
     pairs: bool
@@ -118,18 +120,38 @@ class _Case:
     def judge(self, metrics: Sequence[str]) -> None:
         """Judge these metrics by all that was measured so far."""
         for key in metrics:
-            assessment = gate.judge_metric(
-                self.cell.result,
-                key,
-                stored=self.reference.stored,
-                hardware=self.hardware,
-                p_limit=self.p_limit,
-                policy=self.policies[key],
-                prior=self.reference.priors[key],
-                can_pair=self.pairs,
-                date=self.reference.date,
-            )
-            self.verdicts[key], self.needs[key] = assessment.verdict, assessment.need
+            made = self._assess(key, last=False)
+            self.verdicts[key], self.needs[key] = made.verdict, made.need
+            if made.need and (missing := self._missing(key, made.need)):
+                self.verdicts[key] = self._assess(key, last=True).verdict
+                self.needs[key] = None
+                self.remark([key], missing)
+
+    def _assess(self, key: str, *, last: bool) -> Assessment:
+        return gate.judge_metric(
+            self.cell.result,
+            key,
+            stored=self.reference.stored,
+            hardware=self.hardware,
+            p_limit=self.p_limits[key],
+            policy=self.policies[key],
+            prior=self.reference.priors[key],
+            can_pair=self.pairs,
+            last=last,
+            date=self.reference.date,
+        )
+
+    def _missing(self, key: str, need: Need) -> str:
+        """That so many starts lack the metric that further ones would; empty if they do not."""
+        result = self.cell.result
+        arms = {"": result.starts}
+        if need is Need.PAIR:
+            arms = {"": result.new, " of the old engine": result.old}
+        for whose, starts in arms.items():
+            lacking = sum(not gate.repeats_of(start, key) for start in starts)
+            if lacking > MOST_INVALID:
+                return f"{key} could not be measured in {lacking} starts{whose}"
+        return ""
 
     def look(self, number: int) -> None:
         """Judge what is doubtful by the repeats of a further look at the same start."""
@@ -137,6 +159,14 @@ class _Case:
         self.judge([key for key in self.metrics if self.verdicts[key].outcome in gate.DOUBTFUL])
         best = gate.best_look(before, self.result, look=number)
         self.verdicts = dict(zip(self.metrics, best.verdicts, strict=True))
+
+    def end(self, refusal: str) -> None:
+        """Settle what two starts decide where there will be no third."""
+        for key in self.open:
+            made = self._assess(key, last=True)
+            if made.need is None:
+                self.verdicts[key], self.needs[key] = made.verdict, None
+        self.remark(self.open, refusal)
 
     def remark(self, metrics: Sequence[str], clause: str) -> None:
         """Add a clause to the reasons of these verdicts."""
@@ -205,7 +235,7 @@ class Sampler:
             suite,
             keys,
             reference,
-            self.night.limit,
+            dict(zip(keys, self.night.limits(len(keys)), strict=True)),
             {key: self._policy(cell, key) for key in keys},
             pairs=self._can_pair(cell),
         )
@@ -259,7 +289,7 @@ class Sampler:
         try:
             while need := case.need:
                 if refusal := self._refusal(case, need):
-                    case.remark(case.open, refusal)
+                    case.end(refusal)
                     return
                 before_s, aside_s = self._budget.left_s, self._aside_s
                 with self._budget.spend():
@@ -318,7 +348,8 @@ class Sampler:
     def _buy_pair(self, case: _Case) -> None:
         """Start and measure both engines: in the order A B, B A, A B and so on."""
         number = len(case.cell.result.new) + 1
-        stage = f"A/B pair {number} of up to {case.most(Need.PAIR)} for {case.suite}"
+        most = max(number, case.most(Need.PAIR))
+        stage = f"A/B pair {number} of up to {most} for {case.suite}"
         others = self._companions(case, Need.PAIR)
         if number % 2:
             old = self._old_arm(case, others, stage)

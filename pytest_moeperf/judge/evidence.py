@@ -31,7 +31,8 @@ GROSS = 5
 BETWEEN_GPUS_LOG = 0.03
 """Two H200 differed by 0.1 to 3.0 % in a decode step (docs/hardware.md)."""
 GROSS_STARTS = 3
-"""Fresh starts that show such a loss to be the engine's, and not one of a bad start."""
+"""Fresh starts that show such a loss to be the engine's, and not one of a bad start; two do where
+there will be no third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Evidence:
     """An old engine is at hand."""
     other_gpu: bool = False
     """Today's GPUs are not those that the baseline was measured on, though of the same product."""
+    last: bool = False
+    """There will be no further start: a limit of the session is reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +172,9 @@ class Case:
             # More of them would show the same.
             return min(usual, SCREENING_STARTS)
         gross = contrast.effect_log < -GROSS * self.policy.tolerance_log
-        return min(usual, GROSS_STARTS) if gross and self.worse(contrast) else usual
+        if not (gross and self.worse(contrast)):
+            return usual
+        return min(usual, SCREENING_STARTS if self.evidence.last else GROSS_STARTS)
 
     def better(self, contrast: Contrast) -> bool:
         """The mirror of `worse`."""

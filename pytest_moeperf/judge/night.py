@@ -13,13 +13,14 @@ class Night:
     """False-discovery control over gates that are judged one after the other.
 
     A verdict is said in its test, before the last p is known, so the rule of Benjamini and Hochberg
-    cannot be used. LOND (Javanmard and Montanari 2018) needs the past alone: every gate has an
-    equal share of `q`, times one more than the regressions found so far. It holds under positive
-    dependence (Zrnic, Ramdas and Jordan 2021), such as between metrics of one cell.
+    cannot be used. LOND (Javanmard and Montanari 2018) needs the past alone: every gate has a share
+    of `q`, times one more than the regressions found so far. The shares are settled beforehand, and
+    however many gates are judged, they add up to `q` at most. It holds under positive dependence
+    (Zrnic, Ramdas and Jordan 2021), such as between metrics of one cell.
     """
 
     def __init__(self, gates: int, *, q: float = Q) -> None:
-        """Plan a session of `gates` gates; one that judges more shares `q` among these."""
+        """Plan a session of `gates` gates; one that judges more spends the last share on them."""
         self.gates = gates
         self.q = q
         self.judged = 0
@@ -28,7 +29,23 @@ class Night:
     @property
     def limit(self) -> float:
         """The p that the next gate must not exceed to be called a regression."""
-        return self.q * (self.rejected + 1) / max(self.gates, self.judged + 1)
+        return self.limits(1)[0]
+
+    def limits(self, gates: int) -> tuple[float, ...]:
+        """The limits of the next `gates` gates, where all are judged before any is noted."""
+        numbers = range(self.judged + 1, self.judged + 1 + gates)
+        return tuple(self._share(number) * (self.rejected + 1) for number in numbers)
+
+    def _share(self, number: int) -> float:
+        """What the gate of this number, from 1 on, has of `q`.
+
+        All but the last planned one have an equal share. That one and those beyond the plan have
+        1/2, 1/6, 1/12 … of the share that is left: 1/(k(k + 1)) adds up to 1.
+        """
+        planned = max(self.gates, 1)
+        equal = self.q / planned
+        k = number - planned + 1
+        return equal if k < 1 else equal / (k * (k + 1))
 
     def note(self, rejected: bool) -> None:  # noqa: FBT001 - the one thing there is to note
         """Take in a gate's final verdict."""

@@ -184,6 +184,12 @@ def _issue_that_is_no_url(document):
     ]
 
 
+def _huge_extent(document):
+    document["known"] = [
+        {"metric": "a", "reason": "b", "issue": "https://x", "expires": "2026-12-01", "extent": 50}
+    ]
+
+
 def _negative_version(document):
     document["schema"] = -1
 
@@ -240,6 +246,7 @@ def _line_end_after_time(document):
         (_no_such_day, "b.json: $.expires: 2026-02-30 is no date"),
         (_no_such_day_of_known, "b.json: $.known[0].expires: 2026-13-01 is no date"),
         (_issue_that_is_no_url, 'b.json: $.known[0].issue: "ABC-1" must match ^https?://'),
+        (_huge_extent, "b.json: $.known[0].extent: 50 must be at most 10"),
         (_negative_version, "b.json: $.schema: -1 must be 2"),
         (_no_starts, "b.json: $.starts: [] must have at least 1 items"),
         (

@@ -18,7 +18,7 @@ from pytest_moeperf.records import (
 KEY = "tpot_ms.p50"
 
 
-def start(*values, session="today", speed=None, cores="2"):
+def start(*values, key=KEY, session="today", speed=None, cores="2"):
     environment = {"server_cores": cores}
     if speed is not None:
         environment[gate.SPEED] = speed
@@ -29,7 +29,7 @@ def start(*values, session="today", speed=None, cores="2"):
         startup_s=1.0,
         engine_version="0.32.0",
         environment=environment,
-        repeats=tuple(Sample(seed=seed, values={KEY: value}) for seed, value in enumerate(values)),
+        repeats=tuple(Sample(seed=seed, values={key: value}) for seed, value in enumerate(values)),
     )
 
 
@@ -37,12 +37,12 @@ def start(*values, session="today", speed=None, cores="2"):
 def stored(fingerprint):
     """Builds a baseline of starts of 20 ms, each in a session of its own."""
 
-    def store(*, starts=3, speed=None, **changes):
+    def store(*, starts=3, key=KEY, speed=None, **changes):
         fields = {
             "cell": "serving/c",
             "fingerprint": fingerprint,
             "starts": tuple(
-                start(20.0, 20.1, 19.9, session=f"s{number}", speed=speed)
+                start(20.0, 20.1, 19.9, key=key, session=f"s{number}", speed=speed)
                 for number in range(starts)
             ),
             "engine": EngineProvenance(distribution="vllm", version="0.32.0"),
@@ -59,7 +59,7 @@ def stored(fingerprint):
 def assessed(fingerprint, stored):
     """Judges two equal starts against three stored ones of 20 ms."""
 
-    def judge(now, *, baseline=None, hardware="cpu", old=(), new=(), starts=2, **options):
+    def judge(now, *, key=KEY, baseline=None, hardware="cpu", old=(), new=(), starts=2, **options):
         differing = options.pop("differing", {})
         cell = CellResult(
             cell="serving/c",
@@ -75,7 +75,7 @@ def assessed(fingerprint, stored):
         )
         options.setdefault("p_limit", 0.001)
         return gate.judge_metric(
-            cell, KEY, stored=baseline or stored(), hardware=hardware, **options
+            cell, key, stored=baseline or stored(), hardware=hardware, **options
         )
 
     return judge
@@ -248,32 +248,75 @@ def test_a_cell_without_a_start_is_invalid(fingerprint, stored):
     assert (found.verdict.outcome, found.verdict.notes) == (Outcome.INVALID, ())
 
 
+ON_FILE = KnownRegression(
+    metric=KEY,
+    reason="slow on CPU",
+    issue="https://example.org/1",
+    expires="2026-12-31",
+    extent=1.1,
+)
+RATE = "output_throughput"
+
+
 @pytest.fixture
 def known(stored):
-    """A baseline with a loss of half on file."""
-    entry = KnownRegression(
-        metric=KEY,
-        reason="fused MoE kernel is slow on CPU",
-        issue="https://example.org/1",
-        expires="2026-12-31",
-        extent=0.55,
-    )
-    return stored(known=(entry,), expires="2027-01-31")
+    """A baseline of 20 ms, with up to 42 ms on file."""
+    return stored(known=(ON_FILE,), expires="2027-01-31")
+
+
+@pytest.fixture
+def stored_and_judged(judged, stored):
+    """Judges five starts of a metric against 20 in its unit, with a loss of it on file."""
+
+    def judge(key, value, *, extent):
+        baseline = stored(key=key, known=(replace(ON_FILE, metric=key, extent=extent),))
+        now = start(value, key=key)
+        return judged(now, key=key, baseline=baseline, hardware="h200", starts=5)
+
+    return judge
 
 
 def test_a_loss_that_is_on_file_is_expected(judged, known):
     verdict = judged(start(40.0), baseline=known, date="2026-12-31")
     assert verdict.outcome is Outcome.EXPECTED
     assert verdict.reason.endswith(
-        "; a known regression until 2026-12-31: fused MoE kernel is slow on CPU "
-        "(https://example.org/1)"
+        "; a known regression until 2026-12-31: slow on CPU (https://example.org/1)"
     )
 
 
 def test_a_loss_beyond_what_is_on_file_is_a_regression(judged, known):
     verdict = judged(start(60.0), baseline=known, date="2026-12-31")
     assert verdict.outcome is Outcome.REGRESSED
-    assert "; more than the known regression of 55 %: fused MoE" in verdict.reason
+    assert verdict.reason.endswith(
+        "; more than the known regression of 110 % allows (up to 42.0 ms): slow on CPU "
+        "(https://example.org/1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "accepted", "too_bad", "reach"),
+    [
+        # 20 ms times 1.08 is 21.6 ms; 20 tok/s divided by 1.08 is 18.52 tok/s, 7.4 % less.
+        (KEY, 21.5, 21.7, "(up to 21.6 ms)"),
+        (RATE, 18.6, 18.45, "(down to 18.5 tok/s)"),
+    ],
+)
+def test_what_is_on_file_bounds_a_latency_and_a_rate_as_a_tolerance_does(
+    stored_and_judged, key, accepted, too_bad, reach
+):
+    verdicts = [stored_and_judged(key, value, extent=0.08) for value in (accepted, too_bad)]
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.EXPECTED, Outcome.REGRESSED]
+    allowed = f"; more than the known regression of 8 % allows {reach}: slow on CPU"
+    assert allowed in verdicts[1].reason
+
+
+@pytest.mark.parametrize(("value", "outcome"), [(39.9, "EXPECTED"), (40.1, "REGRESSED")])
+def test_a_loss_of_100_percent_is_twice_the_latency(stored_and_judged, value, outcome):
+    assert stored_and_judged(KEY, value, extent=1).outcome == outcome
+
+
+def test_a_rate_of_0_is_below_all_that_can_be_on_file(stored_and_judged):
+    assert stored_and_judged(RATE, 0.0, extent=10).outcome is Outcome.REGRESSED
 
 
 def test_an_entry_past_its_date_excuses_nothing(judged, known):

@@ -17,7 +17,7 @@ FIVE = (20.0,) * 5
 
 
 def evidence(
-    today, stored=FIVE, *, old=(), new=(), metric="tpot_ms.p50", can_pair=False, other_gpu=False
+    today, stored=FIVE, *, old=(), new=(), metric="tpot_ms.p50", can_pair=False, **changes
 ):
     """One repeat a start, and a session of its own for every stored one."""
     return Evidence(
@@ -27,7 +27,7 @@ def evidence(
         old=tuple((value,) for value in old),
         new=tuple((value,) for value in new),
         can_pair=can_pair or bool(old),
-        other_gpu=other_gpu,
+        **changes,
     )
 
 
@@ -94,6 +94,25 @@ def test_a_loss_that_no_day_explains_takes_three_starts():
         assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.START)
         assert found.verdict.reason.endswith("to blame the engine takes 3 starts today")
     assert judged([24.0] * 3).verdict.outcome is Outcome.REGRESSED
+
+
+def test_where_there_will_be_no_third_start_such_a_loss_takes_two():
+    found = judged([24.0] * 2, last=True)
+    assert (found.verdict.outcome, found.need) == (Outcome.REGRESSED, None)
+    # One start may be a bad one, and a loss of five tolerances or less still takes five of them.
+    for starts, least in (([24.0], 2), ([22.0] * 2, 5)):
+        found = judged(starts, last=True)
+        assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.START)
+        assert found.verdict.reason.endswith(f"to blame the engine takes {least} starts today")
+    # The old engine could still tell.
+    assert judged([24.0] * 2, last=True, can_pair=True).need is Need.PAIR
+
+
+def test_eager_mode_on_an_h200_is_blamed_by_two_starts():
+    """Llama-3.1-8B, one stream, vLLM 0.24.0: as stored, and with --enforce-eager."""
+    found = judged([12.45, 13.18], stored=[4.85, 4.77, 4.84], last=True)
+    assert found.verdict.outcome is Outcome.REGRESSED
+    assert found.verdict.change == pytest.approx(1.66, abs=0.01)
 
 
 def test_another_gpu_of_the_product_may_be_to_blame():

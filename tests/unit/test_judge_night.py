@@ -15,12 +15,34 @@ def test_a_regression_makes_room_for_the_next():
     assert night.limit == pytest.approx(0.001)
 
 
-def test_more_gates_than_planned_share_what_there_is():
-    night = Night(2, q=0.03)
+def test_more_gates_than_planned_share_the_last_share():
+    night = Night(3, q=0.03)
+    limits = []
     for _ in range(5):
+        limits.append(night.limit)
         night.note(rejected=False)
-    assert night.limit == pytest.approx(0.005)
+    assert limits == pytest.approx([0.01, 0.01, 0.01 / 2, 0.01 / 6, 0.01 / 12])
+
+
+@pytest.mark.parametrize("planned", [0, 1, 2, 20, 60])
+def test_the_limits_never_add_up_to_more_than_q(planned):
+    night = Night(planned, q=0.03)
+    spent = 0.0
+    for _ in range(3000):
+        spent += night.limit
+        night.note(rejected=False)
+    assert 0.0299 < spent < 0.03
+
+
+def test_a_night_as_planned_leaves_only_half_a_share():
+    assert sum(Night(60, q=0.03).limits(60)) == pytest.approx(0.03 - 0.0005 / 2)
+
+
+def test_gates_that_are_judged_together_have_limits_of_their_own():
+    night = Night(3, q=0.03)
+    night.note(rejected=True)
+    assert night.limits(3) == pytest.approx([0.02, 0.01, 0.02 / 6])
 
 
 def test_a_night_without_gates_still_has_a_limit():
-    assert Night(0, q=0.03).limit == pytest.approx(0.03)
+    assert Night(0, q=0.03).limit == pytest.approx(0.015)

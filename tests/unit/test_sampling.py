@@ -15,7 +15,7 @@ from pytest_moeperf.records import CellResult, EngineInstall, Outcome, ServerSpe
 from pytest_moeperf.references import Reference
 from pytest_moeperf.sampling import Budget, Limits, Sampler
 
-TPOT = "tpot_ms.p50"
+TPOT, ITL = "tpot_ms.p50", "itl_token_ms.p50"
 NEW = EngineInstall(engine="vllm", distribution="vllm", version="0.32.0", python=Path("/new"))
 OLD = EngineInstall(engine="vllm", distribution="vllm", version="0.31.0", python=Path("/old"))
 SPEC = ServerSpec("mini-moe").on(NEW)
@@ -34,6 +34,7 @@ class ScriptedRun:
         self.looks = iter(())
         self.unbearable = ()
         """Engines whose servers end under the load of a companion."""
+        self.itl_ms = 20.0
         self._make_start = make_start
         self._fingerprint = fingerprint
         self._figures = {NEW.label: list(new), OLD.label: list(old)}
@@ -84,6 +85,7 @@ class ScriptedRun:
         value = figures.pop(0) if len(figures) > 1 else figures[0]
         if isinstance(value, Exception):
             raise value
+        missing, value = value is None, value or 20.0
         return CellResult(
             cell="c",
             test="",
@@ -91,14 +93,20 @@ class ScriptedRun:
             engine=spec.engine.label,
             workload="w",
             fingerprint=self._fingerprint,
-            start=self._start(abs(value), spec),
+            start=self._start(None if missing else abs(value), spec),
             invalid=value < 0,
         )
 
     def _start(self, value, spec):
         self._count += 1
         start = self._make_start(str(self._count), tpot=(value,) * 3, version=spec.engine.version)
-        return replace(start, session_id="today")
+        return with_itl(replace(start, session_id="today"), self.itl_ms)
+
+
+def with_itl(start, itl_ms=20.0):
+    """The start with a second metric, which no repeat lacks."""
+    repeats = (replace(each, values={**each.values, ITL: itl_ms}) for each in start.repeats)
+    return replace(start, repeats=tuple(repeats))
 
 
 @pytest.fixture
@@ -114,7 +122,7 @@ def night(make_start, fingerprint):
             cell="suite/c",
             fingerprint=at,
             starts=tuple(
-                replace(make_start(f"s{n}", tpot=(value,) * 3), session_id=f"s{n}")
+                with_itl(replace(make_start(f"s{n}", tpot=(value,) * 3), session_id=f"s{n}"))
                 for n, value in enumerate(stored)
             ),
             created="2026-01-02T03:04:05Z",
@@ -123,7 +131,7 @@ def night(make_start, fingerprint):
             expires="2026-12-31",
         )
         reference = Reference(
-            stored=baseline if stored else None, priors={TPOT: None}, date="2026-01-03"
+            stored=baseline if stored else None, priors={TPOT: None, ITL: None}, date="2026-01-03"
         )
         references = SimpleNamespace(of=lambda _cell, _metrics: reference)
         run = ScriptedRun(make_start, at, new=new, old=old, attached=attached)
@@ -322,11 +330,27 @@ def test_a_gross_loss_is_blamed_after_three(night):
     assert (verdict.outcome, verdict.paired, len(result.starts)) == (Outcome.REGRESSED, False, 3)
 
 
+def test_a_gross_loss_is_blamed_after_two_where_there_will_be_no_third(night):
+    run, sampler = night(new=(24.0,), max_starts=2)
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, len(result.starts)) == (Outcome.REGRESSED, 2)
+    assert "no further start" not in verdict.reason
+
+
 def test_the_first_gate_that_fails_raises_the_limit_of_the_next(night):
     run, sampler = night(new=(24.0,), gates=10)
     before = sampler.night.limit
     judged(run, sampler)
     assert sampler.night.limit == pytest.approx(2 * before)
+
+
+def test_gates_of_one_cell_have_a_share_of_the_night_each(night):
+    run, sampler = night(new=(20.0,), gates=3)
+    sampler.judge(run.measured(), "suite", [TPOT])
+    verdicts = sampler.judge(run.measured(), "suite", [TPOT, ITL]).verdicts
+    assert [verdict.p_limit for verdict in verdicts] == pytest.approx([0.01, 0.005])
+    [verdict] = sampler.judge(run.measured(), "suite", [TPOT]).verdicts
+    assert verdict.p_limit == pytest.approx(0.01 / 6)
 
 
 @pytest.mark.parametrize("most", [1, 2, 4])
@@ -372,6 +396,54 @@ def test_three_invalid_starts_are_enough(night):
     verdict, _ = judged(run, sampler)
     assert verdict.reason.endswith("; 3 further starts were invalid")
     assert len(run.did) == 3
+
+
+def test_starts_that_lack_the_metric_end_the_buying(night):
+    run, sampler = night(new=(22.0, None))
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, len(result.starts)) == (Outcome.INCONCLUSIVE, 4)
+    assert verdict.reason.endswith("; tpot_ms.p50 could not be measured in 3 starts")
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "whose"),
+    [
+        ((22.0, 22.0, None), (20.0,), "starts"),
+        ((22.0,), (None,), "starts of the old engine"),
+    ],
+)
+@pytest.mark.parametrize("stored", [USUAL, ()])
+def test_pairs_that_lack_the_metric_in_an_arm_end_the_a_b(night, new, old, whose, stored):
+    # Without a baseline there is no second start before the A/B.
+    new = new if stored else new[-2:]
+    run, sampler = night(new=new, old=old, stored=stored, against="vllm==0.31.0")
+    verdict, result = judged(run, sampler)
+    expected = Outcome.INCONCLUSIVE if stored else Outcome.NO_BASELINE
+    assert (verdict.outcome, len(result.new)) == (expected, 3)
+    assert verdict.reason.endswith(f"; tpot_ms.p50 could not be measured in 3 {whose}")
+
+
+def test_a_start_without_the_metric_is_made_up_for(night):
+    run, sampler = night(new=(22.0, None, 22.0))
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, verdict.starts, len(result.starts)) == (Outcome.REGRESSED, 5, 6)
+    assert run.did[-1] == "start 6 of up to 6 for suite"
+
+
+def test_a_pair_without_the_metric_is_made_up_for(night):
+    run, sampler = night(new=(20.9,), old=(20.0, None, 20.6, 20.0), against="vllm==0.31.0")
+    verdict, result = judged(run, sampler)
+    assert (verdict.paired, verdict.starts, len(result.new)) == (True, 5, 6)
+    assert run.did[-1] == "A/B pair 6 of up to 6 for suite, old engine"
+
+
+def test_a_metric_that_is_missing_leaves_the_others_their_starts(night):
+    """The loss of one is seen in five starts, though another is in the first start alone."""
+    run, sampler = night(new=(22.0, None))
+    run.itl_ms = 22.0
+    tpot, itl = sampler.judge(run.measured(), "suite", [TPOT, ITL]).verdicts
+    assert tpot.reason.endswith("; tpot_ms.p50 could not be measured in 3 starts")
+    assert (itl.outcome, itl.starts) == (Outcome.REGRESSED, 5)
 
 
 def test_an_old_engine_that_fails_is_tried_once(night):
