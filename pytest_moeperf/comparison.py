@@ -169,6 +169,7 @@ def _judged(
             hardware=hardware,
             p_limit=night.limit,
             prior=gate.prior_for(stored.values(), key, hardware=hardware),
+            last=True,
         )
         night.note(assessment.verdict.outcome is Outcome.REGRESSED)
         verdicts.append(assessment.verdict)

@@ -59,7 +59,9 @@ def render(report: SessionReport, *, width: int, color: bool, maps: bool = False
         for outcome, count in report.outcomes.items()
     ]
     console.print(Text(", ").join(counts))
-    console.print(Text(time_line(report), style="dim"), soft_wrap=True)
+    if report.duration_s:
+        # Two stored runs are compared in no time.
+        console.print(Text(time_line(report), style="dim"), soft_wrap=True)
     return _unpadded(text)
 
 

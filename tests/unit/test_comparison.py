@@ -80,6 +80,11 @@ def test_one_start_each_is_too_little_to_blame_an_engine(make_run):
     assert outcomes(make_run(20.0, **GPU), make_run(22.0, **GPU)) == [Outcome.INCONCLUSIVE]
 
 
+def test_two_starts_blame_an_engine_that_lost_half(make_run):
+    """There will be no third one, as in a session with a limit."""
+    assert outcomes(make_run(20.0, **GPU), make_run(40.0, 41.0, **GPU)) == [Outcome.REGRESSED]
+
+
 def test_another_machine_cannot_be_compared(make_run):
     other = GPU | {"gpus": ("H100",)}
     assert outcomes(make_run(*FIVE, **GPU), make_run(*FIVE, **other)) == [Outcome.INCOMPARABLE]
