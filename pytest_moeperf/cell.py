@@ -42,7 +42,16 @@ def at_work(item: pytest.Item, session: MoeperfSession) -> Iterator[Run]:
         with session.during(item):
             yield session.run
     except MoeperfError as error:
-        raise pytest.fail.Exception(str(error), pytrace=False) from None
+        raise pytest.fail.Exception(_failure(error, item), pytrace=False) from None
+
+
+def _failure(error: MoeperfError, item: pytest.Item) -> str:
+    """Its text; a server that did not start fails many tests, and shows its log in the first."""
+    head, _, evidence = str(error).partition("\n")
+    if error.failed_test in (None, item.nodeid) or not evidence:
+        error.failed_test = item.nodeid
+        return str(error)
+    return f"{head}\n  command and log: see {error.failed_test}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +121,8 @@ class Measure:
 
     def architecture(self, server: NamedServer) -> Architecture:
         """The server's model, as numbers for a prediction."""
-        with at_work(self.item, self.session) as run:
-            return run.model(server.spec).architecture
+        with at_work(self.item, self.session):
+            return self.session.architecture(server)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ from __future__ import annotations
 class MoeperfError(Exception):
     """Base of all errors that are shown to a user without a traceback."""
 
+    failed_test: str | None = None
+    """The first test that it failed, which shows all of it."""
+
 
 class UsageError(MoeperfError):
     """A request that cannot be met as typed."""

@@ -56,6 +56,26 @@ def test_a_server_that_dies_at_start_is_quoted(suite, fails):
     )
 
 
+def test_a_server_that_fails_many_tests_shows_its_log_in_the_first(suite):
+    suite.script(start_exit_code=1, start_log=["ValueError: No available memory."])
+    suite.write_ratio((0.9, 1.1), (0.9, 1.1), (0.9, 1.1))
+    outcome = suite.run()
+    outcome.counts(failed=3)
+    ended = "tiny-moe: the engine ended before it was ready: ValueError: No available memory."
+    outcome.shows(
+        "*_ test_ratio_1* _*",
+        ended,
+        "  command: *",
+        "*_ test_ratio_2* _*",
+        ended,
+        "  command and log: see serving/test_load.py::test_ratio_1*",
+        "*_ test_ratio_3* _*",
+        ended,
+        "  command and log: see serving/test_load.py::test_ratio_1*",
+    )
+    assert outcome.text.count("  exit code: 1") == 1
+
+
 def test_a_server_that_dies_under_load_is_quoted(suite, fails):
     suite.script(
         die_after_requests=3, die_exit_code=134, die_log=["RuntimeError: illegal memory access"]
@@ -106,7 +126,7 @@ def test_a_flag_that_this_version_lacks_is_an_error_before_the_start(suite, conf
 
 def test_a_flag_that_the_plugin_sets_itself_is_an_error(suite, conftest, fails):
     conftest(model=str(suite.model), flags=("--port", "8000"))
-    fails("engine flag --port: set by the plugin; use pytest's --port")
+    fails("engine flag --port: set by the plugin; use pytest's --server-port")
 
 
 def test_an_unknown_model_is_an_error_that_lists_the_known(conftest, fails):
@@ -138,7 +158,7 @@ DAMAGES = {
     break_config: "{model}/config.json: not JSON, *",
     break_weights: "{model}/model.safetensors: * bytes, its header tells *",
     remove_weights: "{model}: no weights (*.safetensors or *.bin); with load_format='dummy' *",
-    remove_layers: "{model}: config.json lacks num_hidden_layers",
+    remove_layers: "{model}/config.json: lacks num_hidden_layers",
     shutil.rmtree: "{model}: no such model directory",
 }
 
