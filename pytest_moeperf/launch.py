@@ -86,13 +86,12 @@ def start_server(
     chosen_port = _free_port() if port is None else _check_port(port)
     log_path = _new_log(log_dir, spec)
     uuids = tuple(gpu.uuid for gpu in gpus)
-    context_tokens = spec.max_model_len or model.context_tokens
     launch = Launch(
         model_path=model.path,
         served_name=model.name,
         host=HOST,
         port=chosen_port,
-        context_tokens=context_tokens,
+        context_tokens=spec.max_model_len or model.context_tokens,
         scratch=Path(tempfile.mkdtemp(prefix="moeperf-")),
         core_ids=hardware.core_ids,
         gpu_ids=tuple(str(gpu.index) for gpu in gpus),
@@ -127,7 +126,7 @@ def start_server(
         url=start.url,
         model=model.name,
         install=replace(spec.engine, version=spec.engine.version or facts.version),
-        context_tokens=context_tokens,
+        context_tokens=launch.context_tokens,
         process=process,
         log=start.log,
         command=start.command,
