@@ -1,6 +1,8 @@
 """Performance-regression tests for serving mixture-of-experts models.
 
-What a suite needs is importable from here; everything else is private.
+What a suite needs is importable from here; what it needs to judge balance by, from
+`pytest_moeperf.balance`, and fake engines to test a suite with, from `pytest_moeperf.testing`.
+Everything else is private.
 """
 
 from __future__ import annotations

@@ -176,16 +176,16 @@ class Serve:
         tells it.
         """
         with at_work(self.item, self.session) as run:
-            cell = run.told(self.session.spec(server))
+            cell = run.as_started(self.session.spec(server))
             now = None if cell.start is None else cell.start.environment.get(name)
             recording = self.session.options.baseline == "record"
-            stored = () if recording else self.session.references.told(cell, name)
-        verdict = judge.told(name, now, stored, recording=recording)
+            stored = () if recording else self.session.references.recorded_words(cell, name)
+        verdict = judge.same_words(name, now, stored, recording=recording)
         conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
 
     def _conclude(self, server: NamedServer, verdict: Verdict) -> None:
         with at_work(self.item, self.session) as run:
-            cell = run.told(self.session.spec(server))
+            cell = run.as_started(self.session.spec(server))
         conclude(self.item, self.session, self.session.add(self.item, cell, verdict))
 
 

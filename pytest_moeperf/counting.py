@@ -87,7 +87,7 @@ class Counter:
         ]
         slug = "+".join(workload.slug for workload in workloads)
         told = replace(
-            self._run.told(spec),
+            self._run.as_started(spec),
             cell=cell_name(model.name, spec, slug),
             workload=_label([workload.label for workload in workloads]),
         )

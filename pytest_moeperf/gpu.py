@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 __all__ = [
+    "ask",
     "detect_gpus",
     "detect_links",
     "driver",
     "hardware_classes",
     "memory",
     "resolve_hardware",
-    "told",
 ]
 
 GIB = 2**30
@@ -63,7 +63,7 @@ def driver() -> Iterator[Any]:
             pynvml.nvmlShutdown()
 
 
-def told(nvml: Any, function: str, *arguments: Any) -> Any:
+def ask(nvml: Any, function: str, *arguments: Any) -> Any:
     """What the driver answers; None where it cannot, as GPUs and containers differ in that."""
     try:
         return getattr(nvml, function)(*arguments)
@@ -74,7 +74,7 @@ def told(nvml: Any, function: str, *arguments: Any) -> Any:
 def memory(nvml: Any, handle: Any) -> Any:
     """The memory of a GPU; `used` is without what the driver keeps for itself, if it says so."""
     function = "nvmlDeviceGetMemoryInfo"
-    return told(nvml, function, handle, nvml.nvmlMemory_v2) or told(nvml, function, handle)
+    return ask(nvml, function, handle, nvml.nvmlMemory_v2) or ask(nvml, function, handle)
 
 
 def detect_gpus() -> tuple[Gpu, ...]:
@@ -179,21 +179,21 @@ def _hardware(name: str, gpus: tuple[Gpu, ...]) -> Hardware:
 
 def _describe(nvml: Any, index: int) -> Gpu | None:
     """None for a GPU that is listed and does not answer: it has fallen off the bus."""
-    handle = told(nvml, "nvmlDeviceGetHandleByIndex", index)
+    handle = ask(nvml, "nvmlDeviceGetHandleByIndex", index)
     held = None if handle is None else memory(nvml, handle)
     if held is None:
         return None
-    limit_mw = told(nvml, "nvmlDeviceGetPowerManagementLimit", handle)
-    ecc = told(nvml, "nvmlDeviceGetCurrentEccMode", handle)
-    mig = told(nvml, "nvmlDeviceGetMigMode", handle)
-    generation = told(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
-    lanes = told(nvml, "nvmlDeviceGetMaxPcieLinkWidth", handle)
+    limit_mw = ask(nvml, "nvmlDeviceGetPowerManagementLimit", handle)
+    ecc = ask(nvml, "nvmlDeviceGetCurrentEccMode", handle)
+    mig = ask(nvml, "nvmlDeviceGetMigMode", handle)
+    generation = ask(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
+    lanes = ask(nvml, "nvmlDeviceGetMaxPcieLinkWidth", handle)
     return Gpu(
         index=index,
         name=nvml.nvmlDeviceGetName(handle),
         memory_gib=held.total / GIB,
         uuid=nvml.nvmlDeviceGetUUID(handle),
-        driver=told(nvml, "nvmlSystemGetDriverVersion"),
+        driver=ask(nvml, "nvmlSystemGetDriverVersion"),
         power_limit_w=None if limit_mw is None else limit_mw / 1000,
         ecc=None if ecc is None else bool(ecc),
         mig=None if mig is None else bool(mig[0]),
@@ -204,18 +204,18 @@ def _describe(nvml: Any, index: int) -> Gpu | None:
 def _connection(nvml: Any, first: int, second: int) -> str | None:
     """`NV18`, or how far up the PCIe tree the two meet."""
     handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in (first, second)]
-    status = told(nvml, "nvmlDeviceGetP2PStatus", *handles, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    status = ask(nvml, "nvmlDeviceGetP2PStatus", *handles, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
     if status == nvml.NVML_P2P_STATUS_OK and (count := _nvlinks(nvml, *handles)):
         return f"NV{count}"
-    ancestor = told(nvml, "nvmlDeviceGetTopologyCommonAncestor", *handles)
+    ancestor = ask(nvml, "nvmlDeviceGetTopologyCommonAncestor", *handles)
     return COMMON_ANCESTORS.get(ancestor)
 
 
 def _nvlinks(nvml: Any, first: Any, second: Any) -> int:
     """Links that lead from one to the other: directly, or else all of them, by way of a switch."""
     active = [_active_links(nvml, handle) for handle in (first, second)]
-    peer = told(nvml, "nvmlDeviceGetPciInfo", second)
-    remotes = [told(nvml, "nvmlDeviceGetNvLinkRemotePciInfo", first, link) for link in active[0]]
+    peer = ask(nvml, "nvmlDeviceGetPciInfo", second)
+    remotes = [ask(nvml, "nvmlDeviceGetNvLinkRemotePciInfo", first, link) for link in active[0]]
     direct = [remote for remote in remotes if remote and peer and remote.busId == peer.busId]
     return len(direct) or min(len(links) for links in active)
 
@@ -224,5 +224,5 @@ def _active_links(nvml: Any, handle: Any) -> list[int]:
     links = range(nvml.NVML_NVLINK_MAX_LINKS)
     enabled = nvml.NVML_FEATURE_ENABLED
     return [
-        link for link in links if told(nvml, "nvmlDeviceGetNvLinkState", handle, link) == enabled
+        link for link in links if ask(nvml, "nvmlDeviceGetNvLinkState", handle, link) == enabled
     ]

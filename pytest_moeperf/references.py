@@ -82,7 +82,7 @@ class References:
             self.folder, hardware=measured.hardware, engine=measured.engine, cell=cell.cell
         )
 
-    def told(self, cell: CellResult, name: str) -> tuple[str, ...]:
+    def recorded_words(self, cell: CellResult, name: str) -> tuple[str, ...]:
         """What stored starts of the cell's server tell of `name` in their environment."""
         measured = _fingerprint(cell)
         values = (

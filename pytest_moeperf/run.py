@@ -79,7 +79,7 @@ class Run:
         self.settings = settings
         self.session_id = os.environ.get(SESSION_VARIABLE) or uuid.uuid4().hex[:12]
         self.patience = Patience()
-        self._told = announce
+        self._announce = announce
         self._stage = ""
         self._copy_speed = CopySpeed()
         self._turn = 0
@@ -94,7 +94,7 @@ class Run:
 
     def announce(self, phase: str, detail: str) -> None:
         """Tell what is waited for, and what for."""
-        self._told(f"{self._stage}: {phase}" if self._stage else phase, detail)
+        self._announce(f"{self._stage}: {phase}" if self._stage else phase, detail)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -305,7 +305,7 @@ class Run:
         cell = self._cell(spec, server, STARTUP, identity=identity, samples=[sample])
         return MeasuredCell(cell, spec)
 
-    def told(self, spec: ServerSpec) -> CellResult:
+    def as_started(self, spec: ServerSpec) -> CellResult:
         """A cell without samples, for figures that the server itself tells."""
         return self._cell(spec, self.serve(spec), AS_STARTED, identity=AS_STARTED)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_moeperf.errors import ServerStartError
-from pytest_moeperf.gpu import GIB, driver, memory, told
+from pytest_moeperf.gpu import GIB, ask, driver, memory
 from pytest_moeperf.records import GpuReading
 
 if TYPE_CHECKING:
@@ -269,9 +269,9 @@ def _occupancy(nvml: Any, handle: Any) -> Occupancy:
 
 
 def _handle(nvml: Any, uuid: str) -> Any:
-    return told(nvml, "nvmlDeviceGetHandleByUUID", uuid)
+    return ask(nvml, "nvmlDeviceGetHandleByUUID", uuid)
 
 
 def _ask(nvml: Any, function: str, handle: Any, *arguments: Any) -> Any:
     """As `told`; None for a GPU that is not there any more."""
-    return None if handle is None else told(nvml, function, handle, *arguments)
+    return None if handle is None else ask(nvml, function, handle, *arguments)

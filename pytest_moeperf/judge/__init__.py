@@ -26,7 +26,7 @@ from pytest_moeperf.judge.plain import (
     judge_bounds,
     no_baseline,
     recorded,
-    told,
+    same_words,
 )
 
 __all__ = [
@@ -50,7 +50,7 @@ __all__ = [
     "no_baseline",
     "noise_of",
     "recorded",
+    "same_words",
     "spread_of",
     "start_value",
-    "told",
 ]

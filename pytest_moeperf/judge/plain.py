@@ -23,7 +23,7 @@ __all__ = [
     "judge_bounds",
     "no_baseline",
     "recorded",
-    "told",
+    "same_words",
     "unmeasured",
 ]
 
@@ -130,7 +130,7 @@ def unmeasured(metric_key: str, repeats: Sequence[float | None]) -> Verdict:
     return _measured(metric_key, (), Outcome.INVALID, reason)
 
 
-def told(name: str, now: str | None, stored: Sequence[str], *, recording: bool) -> Verdict:
+def same_words(name: str, now: str | None, stored: Sequence[str], *, recording: bool) -> Verdict:
     """Judge what a server tells of itself, in words, by what stored starts of it told."""
     before = " or ".join(map(repr, stored))
     if now is None and not stored:

@@ -4,7 +4,14 @@ import pytest
 
 from pytest_moeperf.compat import Difference
 from pytest_moeperf.errors import UsageError
-from pytest_moeperf.judge import incomparable, invalid, judge_bounds, no_baseline, recorded, told
+from pytest_moeperf.judge import (
+    incomparable,
+    invalid,
+    judge_bounds,
+    no_baseline,
+    recorded,
+    same_words,
+)
 from pytest_moeperf.records import Finding, Outcome, Sample
 
 
@@ -133,5 +140,5 @@ def test_nothing_measured_is_invalid_before_anything_else():
     ],
 )
 def test_words_are_held_against_those_of_stored_starts(now, stored, recording, outcome, reason):
-    verdict = told("kernel", now, stored, recording=recording)
+    verdict = same_words("kernel", now, stored, recording=recording)
     assert (verdict.metric, verdict.outcome, verdict.reason) == ("kernel", outcome, reason)
