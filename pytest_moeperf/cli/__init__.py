@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,6 +30,8 @@ COMMANDS = (
 EXIT_FAILED = 1
 EXIT_MISUSE = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+"""What a shell says of a program that SIGPIPE ended: nobody reads its output any more."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +59,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand: 0 fine, 1 a failed check, 2 misuse, 130 interrupted."""
+    """Run one subcommand: 0 fine, 1 a failed check, 2 misuse, 130 interrupted, 141 unread."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            # Now, and not at exit, where it could no longer be told quietly that nobody reads.
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough. What is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNREAD
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     try:
         code: int = args.run(args)

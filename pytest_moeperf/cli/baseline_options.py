@@ -59,6 +59,11 @@ def selected(root: Path, targets: Sequence[str]) -> Iterator[Path]:
 
 
 def _of_cell(root: Path, name: str) -> Sequence[Path]:
+    if not root.is_dir():
+        raise UsageError(
+            f"{name!r} is neither a path nor a cell: there is no folder {printable(str(root))}; "
+            "give the one that holds baselines as --baseline-dir"
+        )
     # By path and not by content, so that one bad file does not hide the others.
     found = [
         path

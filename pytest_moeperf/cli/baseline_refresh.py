@@ -108,8 +108,18 @@ def _plan(args: argparse.Namespace) -> Plan:
     for engine in args.engine:
         words += ["--engine", engine]
     words += ["-k", args.keyword] if args.keyword else []
-    words += shlex.split(args.pytest_args)
+    words += _split(args.pytest_args)
     return Plan(pytest_arguments=tuple(words), starts=args.starts, sessions=args.sessions)
+
+
+def _split(typed: str) -> list[str]:
+    try:
+        return shlex.split(typed)
+    except ValueError as error:
+        raise UsageError(
+            f"--pytest-args {typed!r}: {str(error).lower()}; write words as for a shell, "
+            "such as --pytest-args='-k \"a or b\"'"
+        ) from None
 
 
 def _store(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf import gate, store
 from pytest_moeperf.cli.baseline_options import add_folder
+from pytest_moeperf.cli.values import count, whole
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.judge import StoredStart
@@ -44,28 +45,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--gpu", metavar="CLASS", help="only this hardware: cpu, h200, … (default: all)")
     add(
         "--nights",
-        type=_count,
+        type=count,
         default=NIGHTS,
         metavar="N",
         help=f"nights without a change to replay (default: {NIGHTS})",
     )
     add(
         "--replays",
-        type=_count,
+        type=count,
         default=REPLAYS,
         metavar="N",
         help=f"replays of each change that is tried (default: {REPLAYS})",
     )
     add("--unpaired", action="store_true", help="judge without an old engine (no --against)")
-    add("--seed", type=int, default=1, metavar="N", help="of the random draws (default: 1)")
+    add("--seed", type=whole, default=1, metavar="N", help="of the random draws (default: 1)")
     add("--json", action="store_true", help="print one JSON object")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def run(args: argparse.Namespace) -> int:

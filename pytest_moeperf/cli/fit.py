@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -10,9 +9,12 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from pytest_moeperf.errors import UsageError
+from pytest_moeperf.cli.values import count, share
+from pytest_moeperf.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    import argparse
+
     from pytest_moeperf.hardware import HardwareClass
     from pytest_moeperf.memory import Architecture, Parallelism, Precision
     from pytest_moeperf.report.fit import Answer
@@ -32,13 +34,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpu", required=True, metavar="NxCLASS", help="such as 2xh200")
     parser.add_argument(
-        "--tp", type=_count, metavar="N", help="tensor parallelism; all that PP and DP leave"
+        "--tp", type=count, metavar="N", help="tensor parallelism; all that PP and DP leave"
     )
     parser.add_argument(
-        "--pp", type=_count, default=1, metavar="N", help="pipeline stages (default 1)"
+        "--pp", type=count, default=1, metavar="N", help="pipeline stages (default 1)"
     )
     parser.add_argument(
-        "--dp", type=_count, default=1, metavar="N", help="ranks of data parallelism (default 1)"
+        "--dp", type=count, default=1, metavar="N", help="ranks of data parallelism (default 1)"
     )
     parser.add_argument("--ep", action="store_true", help="deal experts out whole")
     parser.add_argument(
@@ -50,14 +52,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--kv-dtype", choices=("bf16", "fp8"), default="bf16", help="of the cache (default bf16)"
     )
     parser.add_argument(
-        "--context", type=_count, metavar="N", help="tokens of a request (default: the model's)"
+        "--context", type=count, metavar="N", help="tokens of a request (default: the model's)"
     )
     parser.add_argument(
-        "--concurrency", type=_count, default=1, metavar="N", help="requests at once (default 1)"
+        "--concurrency", type=count, default=1, metavar="N", help="requests at once (default 1)"
     )
     parser.add_argument(
         "--utilization",
-        type=_share,
+        type=share,
         default=0.92,
         metavar="X",
         help="share of a GPU's memory that the engine may use (default 0.92, as vLLM 0.24)",
@@ -87,8 +89,12 @@ def _answer(args: argparse.Namespace) -> Answer:
     from pytest_moeperf.report.fit import Answer  # noqa: PLC0415
 
     classes = {each.name: each for each in hardware_classes() if each.memory_gib is not None}
-    count, gpu = _gpus(args.gpu, classes)
-    arch, longest = describe(args.model)
+    gpus, gpu = _gpus(args.gpu, classes)
+    try:
+        arch, longest = describe(args.model)
+    except ModelError as error:
+        # A file that was typed; 1 would say that the model does not fit.
+        raise UsageError(str(error)) from error
     context = args.context or longest
     if context > longest:
         raise UsageError(
@@ -97,7 +103,7 @@ def _answer(args: argparse.Namespace) -> Answer:
     request = Request(
         arch=arch,
         gpu_gib=gpu.memory_gib or 0.0,
-        parallel=_parallel(args, arch, count),
+        parallel=_parallel(args, arch, gpus),
         precision=_precision(args, arch),
         kv_dtype=args.kv_dtype,
         context_tokens=context,
@@ -127,18 +133,18 @@ def _gpus(asked: str, classes: dict[str, HardwareClass]) -> tuple[int, HardwareC
     return int(match["count"] or 1), gpu
 
 
-def _parallel(args: argparse.Namespace, arch: Architecture, count: int) -> Parallelism:
+def _parallel(args: argparse.Namespace, arch: Architecture, gpus: int) -> Parallelism:
     from pytest_moeperf.memory import Parallelism, unservable  # noqa: PLC0415 - as above
 
     parallel = Parallelism(
-        tensor=args.tp or max(1, count // (args.pp * args.dp)),
+        tensor=args.tp or max(1, gpus // (args.pp * args.dp)),
         pipeline=args.pp,
         data=args.dp,
         experts_whole=args.ep,
     )
-    if parallel.gpus != count:
+    if parallel.gpus != gpus:
         raise UsageError(
-            f"{parallel.label} takes {parallel.gpus} GPUs and --gpu {args.gpu} gives {count}: "
+            f"{parallel.label} takes {parallel.gpus} GPUs and --gpu {args.gpu} gives {gpus}: "
             "TP × PP × DP must equal it"
         )
     if reason := unservable(arch, parallel):
@@ -156,19 +162,3 @@ def _precision(args: argparse.Namespace, arch: Architecture) -> Precision:
             "say with --dtype what it amounts to"
         )
     return precision
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
-    return value

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.cli.load_options import LoadOptions
     from pytest_moeperf.client import ServedModel
+    from pytest_moeperf.datasets import Data
     from pytest_moeperf.workload import Plan
 
 HELP = "Play one workload against a running server and print its latencies"
@@ -49,6 +50,8 @@ def _play(options: LoadOptions) -> Played:
     from pytest_moeperf.client import Target, served_models  # noqa: PLC0415
     from pytest_moeperf.driver import play  # noqa: PLC0415
 
+    # Before the server is asked: what is wrong with it is wrong for every server.
+    data = load_data(options.workload)
     api_key = os.environ.get(API_KEY_VARIABLE)
     model = _choose(served_models(options.url, api_key=api_key), options.model, options.url)
     target = Target(
@@ -60,7 +63,7 @@ def _play(options: LoadOptions) -> Played:
     )
     repeat = play(
         target,
-        _plan(options, model),
+        _plan(options, data, model),
         stall_timeout_s=options.stall_timeout_s,
         on_progress=_show_progress if sys.stderr.isatty() else None,
         workers=options.workers,
@@ -88,8 +91,7 @@ def _choose(served: tuple[ServedModel, ...], wanted: str | None, url: str) -> Se
     raise UsageError(f"--model {wanted}: {url} serves {names}")
 
 
-def _plan(options: LoadOptions, model: ServedModel) -> Plan:
-    data = load_data(options.workload)
+def _plan(options: LoadOptions, data: Data, model: ServedModel) -> Plan:
     return plan(
         options.workload,
         seed=options.seed,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
+from pytest_moeperf.cli.values import above_zero, count, whole
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.loadgen import parse_workers
 from pytest_moeperf.metrics import SLO
 from pytest_moeperf.workload import (
+    Arrivals,
     Burst,
     ClosedLoop,
     OpenLoop,
@@ -20,6 +21,7 @@ from pytest_moeperf.workload import (
     RandomTokens,
     SharedPrefix,
     ShareGPT,
+    Think,
     TraceReplay,
     Workload,
 )
@@ -108,7 +110,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--client-workers", metavar="N", help="processes that send (default auto)")
     add("--continuous-usage", action="store_true", help="ask for a token count in every chunk")
     add("--include-connect", action="store_true", help="count connection set-up into TTFT")
-    add("--stall-timeout", type=float, metavar="S", help="give up after S silent seconds (60)")
+    add("--stall-timeout", type=above_zero, metavar="S", help="give up after S silent seconds (60)")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add(
         "--export",
@@ -121,33 +123,48 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_arrivals(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--closed", type=int, metavar="N", help="keep N requests in flight")
+    kinds.add_argument("--closed", type=count, metavar="N", help="keep N requests in flight")
     kinds.add_argument("--burst", action="store_true", help="send all requests at once")
-    kinds.add_argument("--rate", type=float, metavar="R", help="send R requests per second")
+    kinds.add_argument("--rate", type=above_zero, metavar="R", help="send R requests per second")
     kinds.add_argument("--trace", metavar="FILE", help="replay a trace of times and lengths")
     add = parser.add_argument
-    add("--think", type=float, metavar="S", help="closed loop: rest S seconds between requests")
-    add("--think-kind", metavar="KIND", help="constant (default) or exponential rests")
-    add("--arrivals", metavar="KIND", help="poisson (default), constant or gamma")
-    add("--burstiness", type=float, metavar="X", help="shape of gamma arrivals")
-    add("--ramp-to", type=float, metavar="R", help="change the rate linearly up or down to R")
-    add("--speed", type=float, metavar="X", help="replay the trace X times as fast")
+    add(
+        "--think",
+        type=above_zero,
+        metavar="S",
+        help="closed loop: rest S seconds between requests",
+    )
+    add(
+        "--think-kind",
+        choices=get_args(Think),
+        metavar="KIND",
+        help="constant (default) or exponential rests",
+    )
+    add(
+        "--arrivals",
+        choices=get_args(Arrivals),
+        metavar="KIND",
+        help="poisson (default), constant or gamma",
+    )
+    add("--burstiness", type=above_zero, metavar="X", help="shape of gamma arrivals")
+    add("--ramp-to", type=above_zero, metavar="R", help="change the rate linearly up or down to R")
+    add("--speed", type=above_zero, metavar="X", help="replay the trace X times as fast")
 
 
 def _configure_prompts(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--isl", type=int, metavar="N", help="prompt tokens (default 128)")
-    add("--osl", type=int, metavar="N", help="output tokens (default 64)")
+    add("--isl", type=count, metavar="N", help="prompt tokens (default 128)")
+    add("--osl", type=count, metavar="N", help="output tokens (default 64)")
     add(
         "--requests",
-        type=int,
+        type=count,
         metavar="N",
         help="how many requests (default 32; of a trace: all)",
     )
-    add("--seed", type=int, metavar="N", help="seed of prompts, arrivals and rests")
+    add("--seed", type=whole, metavar="N", help="seed of prompts, arrivals and rests")
     add("--sharegpt", metavar="FILE", help="take prompts from a ShareGPT JSON file")
     add("--shared-prefix", metavar="GxN", help="G groups of prompts that begin with N same tokens")
-    add("--vocab-size", type=int, metavar="N", help="draw token ids below N (default 1000)")
+    add("--vocab-size", type=count, metavar="N", help="draw token ids below N (default 1000)")
 
 
 def read(args: argparse.Namespace) -> LoadOptions:
@@ -156,8 +173,6 @@ def read(args: argparse.Namespace) -> LoadOptions:
         raise UsageError("--url is missing: give the server's, e.g. --url http://127.0.0.1:8000")
     _check_company(args)
     args = _with_defaults(args)
-    if not 0 < args.stall_timeout < math.inf:
-        raise UsageError(f"--stall-timeout {args.stall_timeout:g}: give seconds above 0")
     if args.vocab_size <= FIRST_TOKEN_ID:
         raise UsageError(
             f"--vocab-size {args.vocab_size}: prompts take ids from {FIRST_TOKEN_ID} up, "
@@ -194,7 +209,7 @@ def _option(name: str) -> str:
 
 def _given(args: argparse.Namespace, name: str) -> bool:
     value = getattr(args, name)
-    # 0 counts as given, and is refused where it makes no sense.
+    # A seed of 0 counts as given.
     return not (value is None or value is False or value == [])
 
 
@@ -243,7 +258,7 @@ def _workload(args: argparse.Namespace) -> Workload:
         return Burst(**common)
     return ClosedLoop(
         concurrency=args.closed,
-        think_s=_think_s(args.think),
+        think_s=args.think or 0.0,
         think=args.think_kind,
         think_seed=0 if args.think_kind == "constant" else args.seed,
         **common,
@@ -261,12 +276,6 @@ def _prompts(args: argparse.Namespace) -> Prompts:
             f"--shared-prefix {args.shared_prefix}: give groups and tokens, e.g. 4x512"
         )
     return SharedPrefix(groups=int(found[1]), prefix=int(found[2]))
-
-
-def _think_s(seconds: float | None) -> float:
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise UsageError(f"--think {seconds:g}: give seconds above 0")
-    return seconds or 0.0
 
 
 def _slo(texts: list[str]) -> SLO | None:

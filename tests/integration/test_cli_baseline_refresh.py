@@ -133,6 +133,22 @@ def test_pytest_is_told_what_and_where_to_record(refresh, measured, pytest_ends)
     ]
 
 
+@pytest.mark.parametrize(
+    ("typed", "wrong"), [("-k 'a or b", "no closing quotation"), ("-k a\\", "no escaped character")]
+)
+def test_words_that_no_shell_would_take_are_one_line(refresh, pytest_ends, typed, wrong):
+    commands = pytest_ends(0)
+    assert refresh(f"--pytest-args={typed}") == (
+        2,
+        "",
+        (
+            f"moeperf: error: --pytest-args {typed!r}: {wrong}; write words as for a shell, "
+            "such as --pytest-args='-k \"a or b\"'\n"
+        ),
+    )
+    assert commands == []
+
+
 def test_failing_tests_are_told(refresh, measured, pytest_ends):
     pytest_ends(1, lambda: store.write_baselines(CANDIDATE, [measured(20.0, 20.0)]))
     code, out, _ = refresh("--yes")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,18 @@ def test_show_of_something_unknown_is_one_line(moeperf):
     assert err == (
         "moeperf: error: 'servng' is neither a path nor a cell in baselines; "
         "`moeperf baseline show` lists the cells\n"
+    )
+
+
+def test_without_a_folder_of_baselines_what_was_typed_is_quoted(moeperf):
+    shutil.rmtree("baselines")
+    assert moeperf("show", "/nope") == (
+        2,
+        "",
+        (
+            "moeperf: error: '/nope' is neither a path nor a cell: there is no folder baselines; "
+            "give the one that holds baselines as --baseline-dir\n"
+        ),
     )
 
 

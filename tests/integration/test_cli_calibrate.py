@@ -68,6 +68,18 @@ def test_hardware_without_baselines_is_named(calibrate):
     assert err == ("moeperf: error: no baselines of 'h100' in baselines: there are some of cpu\n")
 
 
-def test_a_number_below_one_is_refused(calibrate):
+@pytest.mark.parametrize(
+    ("option", "typed", "message"),
+    [
+        ("--nights", "0", "'0' is not a whole number from 1 on"),
+        ("--replays", "many", "'many' is not a whole number from 1 on"),
+        ("--seed", "1.5", "'1.5' is not a whole number"),
+    ],
+)
+def test_a_bad_number_is_quoted(calibrate, capsys, option, typed, message):
     with pytest.raises(SystemExit, match="2"):
-        calibrate("--nights", "0")
+        calibrate(option, typed)
+    assert capsys.readouterr().err == (
+        f"moeperf calibrate: error: argument {option}: {message} "
+        "(`moeperf calibrate --help` lists what is valid)\n"
+    )

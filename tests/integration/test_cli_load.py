@@ -307,7 +307,6 @@ def test_the_key_of_the_environment_is_used(load, monkeypatch):
         (["--ramp-to", "9"], "--ramp-to changes the rate of an open loop: add --rate R"),
         (["--think-kind", "constant"], "--think-kind says how rests vary: add --think S"),
         (["--rate", "5", "--speed", "2"], "--speed speeds up a trace: add --trace FILE"),
-        (["--speed", "0"], "--speed speeds up a trace: add --trace FILE"),
         (
             ["--rate", "5", "--burstiness", "2"],
             "--burstiness 2 shapes gamma arrivals: add --arrivals gamma",
@@ -315,7 +314,6 @@ def test_the_key_of_the_environment_is_used(load, monkeypatch):
         # What contradicts another option.
         (["--rate", "5", "--think", "1"], "--think rests between the requests of a closed loop"),
         (["--burst", "--think", "1"], "of a closed loop: drop --burst"),
-        (["--rate", "0", "--think", "0"], "of a closed loop: drop --rate"),
         (["--trace", "TRACE", "--think", "1"], "of a closed loop: drop --trace"),
         (["--trace", "TRACE", "--isl", "8"], "--trace brings lengths of its own and takes ran"),
         (["--trace", "TRACE", "--osl", "8"], "takes random prompts: drop --osl"),
@@ -327,15 +325,6 @@ def test_the_key_of_the_environment_is_used(load, monkeypatch):
         ),
         (["--sharegpt", "a", "--vocab-size", "99"], "of its own: drop --vocab-size"),
         # Values that cannot be.
-        (["--rate", "5", "--arrivals", "weekly"], "valid are poisson, constant, gamma"),
-        (["--think", "1", "--think-kind", "deep"], "valid are constant, exponential"),
-        (["--think", "0"], "--think 0: give seconds above 0"),
-        (["--think", "nan"], "--think nan: give seconds above 0"),
-        (["--rate", "5", "--ramp-to", "-1"], "end_rate = -1.0 in a workload: it must be above 0"),
-        (["--rate", "0"], "request_rate = 0.0 in a workload: it must be above 0"),
-        (["--trace", "TRACE", "--speed", "0"], "speed = 0.0 in a workload: it must be above"),
-        (["--trace", "TRACE", "--requests", "0"], "requests = 0 in a workload: it must be"),
-        (["--closed", "0"], "concurrency = 0 in a workload: it must be above 0"),
         (["--osl", "300"], "needs 8 + 300 = 308 tokens, the model's context has 256"),
         (["--shared-prefix", "8"], "--shared-prefix 8: give groups and tokens, e.g. 4x512"),
         (["--shared-prefix", "2x9"], "prefix = 9 in a workload: prompts have only isl = 8"),
@@ -343,9 +332,6 @@ def test_the_key_of_the_environment_is_used(load, monkeypatch):
         (["--vocab-size", "10"], "--vocab-size 10: prompts take ids from 10 up, so give more"),
         (["--client-workers", "0"], "--client-workers 0: give a number from 1 up, or auto"),
         (["--client-workers", "many"], "--client-workers many: give a number"),
-        (["--stall-timeout", "0"], "--stall-timeout 0: give seconds above 0"),
-        (["--stall-timeout", "-3"], "--stall-timeout -3: give seconds above 0"),
-        (["--stall-timeout", "nan"], "--stall-timeout nan: give seconds above 0"),
         (["--slo", "ttft=5"], "--slo ttft=5: give NAME=MS with one of ttft_ms, tpot_ms, e2el_ms"),
         (["--slo", "ttft_ms=soon"], "--slo ttft_ms=soon: give NAME=MS"),
         (["--slo", "ttft_ms=5", "--slo", "ttft_ms=6"], "--slo ttft_ms=6: ttft_ms is given twice"),
@@ -368,6 +354,53 @@ def test_misuse_is_one_line_and_exit_code_2(load, engine, placed, args, message)
     assert (code, out) == (2, "")
     assert message.format(url=engine.url) in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--closed", "0"], "argument --closed: '0' is not a whole number from 1 on"),
+        (["--isl", "x"], "argument --isl: 'x' is not a whole number from 1 on"),
+        (["--osl", "-1"], "argument --osl: '-1' is not a whole number from 1 on"),
+        (["--requests", "1.5"], "argument --requests: '1.5' is not a whole number from 1 on"),
+        (["--vocab-size", "0"], "argument --vocab-size: '0' is not a whole number from 1 on"),
+        (["--seed", "one"], "argument --seed: 'one' is not a whole number"),
+        (["--rate", "-1"], "argument --rate: '-1' is not a number above 0"),
+        (["--rate", "5", "--ramp-to", "0"], "argument --ramp-to: '0' is not a number above 0"),
+        (["--burstiness", "inf"], "argument --burstiness: 'inf' is not a number above 0"),
+        (["--speed", "fast"], "argument --speed: 'fast' is not a number above 0"),
+        (["--think", "nan"], "argument --think: 'nan' is not a number above 0"),
+        (["--stall-timeout", "0"], "argument --stall-timeout: '0' is not a number above 0"),
+        (["--rate", "5", "--arrivals", "weekly"], "argument --arrivals: invalid choice: 'weekly'"),
+        (["--think-kind", "deep"], "argument --think-kind: invalid choice: 'deep'"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_value_is_quoted_as_it_was_typed(load, capsys, args, message):
+    with pytest.raises(SystemExit, match="2"):
+        load(*args)
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--shared-prefix", "2x9"], "prefix = 9 in a workload: prompts have only isl = 8"),
+        (["--trace", "nowhere.csv"], "nowhere.csv: cannot be read, No such file or directory"),
+        (["--sharegpt", "nowhere.json"], "nowhere.json: cannot be read, No such file"),
+    ],
+    ids=" ".join,
+)
+def test_a_workload_that_cannot_be_is_told_before_a_server_is_asked(
+    load, monkeypatch, args, message
+):
+    def ask(*_, **__):
+        raise AssertionError("the server was asked")
+
+    monkeypatch.setattr("pytest_moeperf.client.served_models", ask)
+    assert message in load(*args)[2]
 
 
 def test_a_load_without_a_server_is_misuse(load):
