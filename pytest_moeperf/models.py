@@ -17,6 +17,7 @@ from pytest_moeperf.cache import cache_root, exclusive
 from pytest_moeperf.checkpoint import read_json, weight_sizes
 from pytest_moeperf.errors import ModelError, StorageError, UsageError
 from pytest_moeperf.memory import Architecture, weight_bytes
+from pytest_moeperf.memory.config import positive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -260,20 +261,20 @@ def resized(model: ModelDirectory, sizes: Sequence[tuple[str, int]]) -> ModelDir
             f"no size {unknown[0]!r} in the config.json of {model.name}: give one of "
             f"{', '.join(numbers)}"
         )
-    architecture = Architecture.from_config({**config, **dict(sizes)})
+    try:
+        architecture = Architecture.from_config({**config, **dict(sizes)})
+    except ModelError as error:
+        typed = ", ".join(f"{name}={value}" for name, value in sizes)
+        raise ModelError(f"{model.name} with {typed}: {error}") from None
     return replace(model, architecture=architecture)
 
 
 def _read_config(file: Path) -> tuple[Architecture, int]:
     config = read_json(file)
     try:
-        architecture = Architecture.from_config(config)
+        return Architecture.from_config(config), positive(config, "max_position_embeddings")
     except ModelError as error:
-        raise ModelError(f"{file.parent}: {error}") from None
-    context_tokens = config.get("max_position_embeddings")
-    if not isinstance(context_tokens, int):
-        raise ModelError(f"{file.parent}: config.json lacks max_position_embeddings")
-    return architecture, context_tokens
+        raise ModelError(f"{file}: {error}") from None
 
 
 def _write(entry: CatalogueEntry, path: Path) -> None:

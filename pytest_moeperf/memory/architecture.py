@@ -98,7 +98,7 @@ class Architecture:
         family = _FAMILIES.get(model_type) if isinstance(model_type, str) else None
         if not isinstance(model_type, str) or family is None:
             known = ", ".join(sorted(_FAMILIES))
-            raise ModelError(f"model_type {model_type!r} in config.json is not one of: {known}")
+            raise ModelError(f"model_type {model_type!r} is not one of: {known}")
         heads = fields.positive(config, "num_attention_heads")
         hidden_size = fields.positive(config, "hidden_size")
         sizes = {
@@ -109,8 +109,7 @@ class Architecture:
             "kv_heads": fields.positive(config, "num_key_value_heads", default=heads),
             "head_dim": fields.positive(config, "head_dim", default=max(1, hidden_size // heads)),
             "ffn": fields.positive(config, family.ffn),
-            "experts": fields.positive(config, family.experts) if family.experts else 0,
-            "top_k": fields.positive(config, "num_experts_per_tok") if family.experts else 0,
+            **_experts(config, family.experts),
             "vocab": fields.positive(config, "vocab_size"),
             "tied_embeddings": fields.flag(config, "tie_word_embeddings", default=False),
             "dtype_bytes": fields.dtype_bytes(config),
@@ -136,6 +135,17 @@ class Architecture:
     def expert_layers(self) -> tuple[int, ...]:
         """The layers that are a mixture of experts, and so have a router; none if it is dense."""
         return tuple(filter(self.has_experts, range(self.layers)))
+
+
+def _experts(config: Mapping[str, Any], field: str | None) -> dict[str, int]:
+    """Read how many experts a layer has and a token takes; `field` is the family's own word."""
+    if field is None:
+        return {"experts": 0, "top_k": 0}
+    experts = fields.positive(config, field)
+    top_k = fields.positive(config, "num_experts_per_tok")
+    if top_k > experts:
+        raise ModelError(f"num_experts_per_tok is {top_k}, more than the {experts} of {field}")
+    return {"experts": experts, "top_k": top_k}
 
 
 def _mistral(config: Mapping[str, Any]) -> dict[str, Any]:

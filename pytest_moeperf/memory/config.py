@@ -1,4 +1,7 @@
-"""Reads single fields of a Hugging Face `config.json`, with errors that name them."""
+"""Reads single fields of a Hugging Face `config.json`, with errors that name them.
+
+Who knows the file puts its name before them.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ __all__ = [
 
 _DTYPE_BYTES: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "float32": 4}
 _INT4_BITS: Final = 4
+_MOST: Final = 2**31 - 1
+"""Of any size: what 32 bits hold is far above every model, and can still be reckoned with."""
 
 
 def positive(config: Mapping[str, Any], field: str, *, default: int | None = None) -> int:
@@ -30,9 +35,11 @@ def positive(config: Mapping[str, Any], field: str, *, default: int | None = Non
     if value is None and default is not None:
         return default
     if value is None:
-        raise ModelError(f"config.json lacks {field}")
+        raise ModelError(f"lacks {field}")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"{field} in config.json is {value!r}, not a positive whole number")
+        raise ModelError(f"{field} is {value!r}, not a positive whole number")
+    if value > _MOST:
+        raise ModelError(f"{field} is above {_MOST}")
     return value
 
 
@@ -45,9 +52,7 @@ def layer_list(config: Mapping[str, Any], field: str, layers: int) -> tuple[int,
     """Return the layers that a field lists; none where it is absent or null."""
     listed = config.get(field) or []
     if not isinstance(listed, list) or not all(each in range(layers) for each in listed):
-        raise ModelError(
-            f"{field} in config.json is {listed!r}, not a list of layers below {layers}"
-        )
+        raise ModelError(f"{field} is {listed!r}, not a list of layers below {layers}")
     return tuple(listed)
 
 
@@ -57,7 +62,7 @@ def flag(config: Mapping[str, Any], field: str, *, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise ModelError(f"{field} in config.json is {value!r}, not true or false")
+        raise ModelError(f"{field} is {value!r}, not true or false")
     return value
 
 
@@ -65,18 +70,21 @@ def dtype_bytes(config: Mapping[str, Any]) -> int:
     """Bytes of one weight that is not quantized."""
     # transformers 5 writes `dtype` where 4 wrote `torch_dtype`.
     name = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    if name not in _DTYPE_BYTES:
-        known = ", ".join(_DTYPE_BYTES)
-        raise ModelError(f"dtype {name!r} in config.json is not one of: {known}")
+    if not isinstance(name, str) or name not in _DTYPE_BYTES:
+        raise ModelError(f"dtype {name!r} is not one of: {', '.join(_DTYPE_BYTES)}")
     return _DTYPE_BYTES[name]
 
 
 def quantization(config: Mapping[str, Any]) -> str | None:
     """Return how the checkpoint is quantized, as its `quantization_config` calls it, if it is."""
     section = config.get("quantization_config")
-    if not isinstance(section, dict):
+    if section is None:
         return None
+    if not isinstance(section, dict):
+        raise ModelError(f"quantization_config is {section!r}, not an object")
     method = section.get("quant_method")
+    if method is not None and not isinstance(method, str):
+        raise ModelError(f"quant_method of quantization_config is {method!r}, not a name")
     if method in {"awq", "gptq"} and section.get("bits") == _INT4_BITS:
         return "int4"
     return str(method)
@@ -90,11 +98,13 @@ def windowed(config: Mapping[str, Any], layers: int, *, unlisted: range) -> tupl
     kinds = config.get("layer_types")
     if kinds is None:
         return tuple(unlisted)
-    known = {"full_attention", "sliding_attention"}
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= known:
-        raise ModelError(
-            f"layer_types in config.json must be {layers} of: {', '.join(sorted(known))}"
-        )
+    known = ("full_attention", "sliding_attention")
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != layers
+        or not all(kind in known for kind in kinds)
+    ):
+        raise ModelError(f"layer_types must be {layers} of: {', '.join(known)}")
     return tuple(index for index, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
@@ -102,4 +112,4 @@ def refuse(config: Mapping[str, Any], usual: Mapping[str, tuple[Any, ...]]) -> N
     """Raise ModelError where a field says something that would be miscounted."""
     for field, values in usual.items():
         if config.get(field) not in values:
-            raise ModelError(f"{field} = {config[field]!r} in config.json is not supported")
+            raise ModelError(f"{field} = {config[field]!r} is not supported")

@@ -125,14 +125,58 @@ def test_a_quantization_that_is_not_known_asks_for_the_dtype(moeperf_fit, config
     assert moeperf_fit(str(path), "--gpu", "h200", "--dtype", "int4")[0] == 0
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "{"])
-def test_a_broken_config_is_one_line(moeperf_fit, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "model_type None is not one of: deepseek_v2, "),
+        ("[]", "not a JSON object"),
+        ("{", "not JSON, "),
+    ],
+)
+def test_a_broken_config_is_misuse_in_one_line(
+    moeperf_fit, tmp_path, monkeypatch, content, message
+):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(content)
-    code, told = moeperf_fit(str(path), "--gpu", "h200")
-    assert code == 1
-    assert str(tmp_path) in told
+    for typed, named in [(path, path), (tmp_path, path), (path.name, path.name), (".", path.name)]:
+        code, told = moeperf_fit(str(typed), "--gpu", "h200")
+        assert code == 2
+        assert told.startswith(f"moeperf: error: {named}: {message}")
+        assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"torch_dtype": ["x"]}, "dtype ['x'] is not one of: bfloat16, float16, float32"),
+        ({"quantization_config": "fp8"}, "quantization_config is 'fp8', not an object"),
+        (
+            {"quantization_config": {"quant_method": ["a"]}},
+            "quant_method of quantization_config is ['a'], not a name",
+        ),
+        (
+            {"sliding_window": 4096, "layer_types": [["x"]] * 32},
+            "layer_types must be 32 of: full_attention, sliding_attention",
+        ),
+        ({"num_hidden_layers": None}, "lacks num_hidden_layers"),
+        ({"max_position_embeddings": None}, "lacks max_position_embeddings"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0, not a positive whole num"),
+        ({"hidden_size": 10**400}, "hidden_size is above 2147483647"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, more than the 8 of num_local_ex"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
+)
+def test_a_config_that_cannot_be_is_misuse_in_one_line(moeperf_fit, config, changes, message):
+    path = config(**changes)
+    code, told = moeperf_fit(str(path), "--gpu", "2xh200")
+    assert code == 2
+    assert told.startswith(f"moeperf: error: {path}: {message}")
     assert told.count("\n") == 1
+
+
+def test_all_experts_may_be_used(moeperf_fit, config):
+    assert moeperf_fit(str(config(num_experts_per_tok=8)), "--gpu", "2xh200")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -441,17 +441,17 @@ def write(name, content):
         (lambda path: (path / "config.json").unlink(), "config.json: cannot be read, No such file"),
         (write("config.json", b"{"), "config.json: not JSON, "),
         (write("config.json", b"[]"), "config.json: not a JSON object"),
-        (write("config.json", b"{}"), "model_type None in config.json is not one of: deepseek_v2"),
+        (write("config.json", b"{}"), "config.json: model_type None is not one of: deepseek_v2"),
         (
             write("config.json", json.dumps({**tiny().config, "head_dim": 0}).encode()),
-            "head_dim in config.json is 0",
+            "config.json: head_dim is 0",
         ),
         (
             write(
                 "config.json",
                 json.dumps({**tiny().config, "max_position_embeddings": None}).encode(),
             ),
-            "lacks max_position_embeddings",
+            "config.json: lacks max_position_embeddings",
         ),
         (lambda path: (path / "model.safetensors").unlink(), "copy: no weights"),
         (truncate, r"model.safetensors: \d+ bytes, its header tells"),

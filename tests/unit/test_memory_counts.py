@@ -307,12 +307,12 @@ def test_layers_with_a_sliding_window(config, layers):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MISTRAL_7B | {"layer_types": ["full_attention"]}, "layer_types in config.json must be 32"),
-        (DEEPSEEK_V3 | {"attention_bias": True}, "attention_bias = True in config.json is not sup"),
-        (CATALOGUE["llama-3.1-8b"] | {"attention_bias": 1}, "attention_bias .* is 1, not true or"),
-        (DEEPSEEK_V3 | {"kv_lora_rank": None}, "config.json lacks kv_lora_rank"),
-        (DEEPSEEK_V3 | {"first_k_dense_replace": -1}, "first_k_dense_replace .* is -1, not"),
-        (QWEN15_MOE | {"mlp_only_layers": [24]}, r"mlp_only_layers .* is \[24\], not a list of"),
+        (MISTRAL_7B | {"layer_types": ["full_attention"]}, "layer_types must be 32"),
+        (DEEPSEEK_V3 | {"attention_bias": True}, "attention_bias = True is not supported"),
+        (CATALOGUE["llama-3.1-8b"] | {"attention_bias": 1}, "attention_bias is 1, not true or"),
+        (DEEPSEEK_V3 | {"kv_lora_rank": None}, "lacks kv_lora_rank"),
+        (DEEPSEEK_V3 | {"first_k_dense_replace": -1}, "first_k_dense_replace is -1, not"),
+        (QWEN15_MOE | {"mlp_only_layers": [24]}, r"mlp_only_layers is \[24\], not a list of"),
     ],
 )
 def test_what_would_be_miscounted_is_refused(config, message):

@@ -49,8 +49,12 @@ def test_a_size_that_the_model_has_not_got_is_refused_with_those_that_it_has(mix
 
 
 def test_an_impossible_size_is_refused(mixtral):
-    with pytest.raises(ModelError, match="num_local_experts"):
-        resized(mixtral, (("num_local_experts", 0),))
+    with pytest.raises(ModelError) as error:
+        resized(mixtral, (("num_local_experts", 0), ("num_hidden_layers", 4)))
+    assert str(error.value) == (
+        "mixtral-8x7b with num_local_experts=0, num_hidden_layers=4: "
+        "num_local_experts is 0, not a positive whole number"
+    )
 
 
 def test_other_sizes_are_in_the_label():
