@@ -1,0 +1,65 @@
+"""What pyproject.toml promises: packages that are used, and Pythons that CI runs."""
+
+import ast
+import re
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+NEEDED = {canonicalize_name(Requirement(each).name) for each in PROJECT["dependencies"]}
+STARTED = {"pip"}
+"""Not imported, but run as a program."""
+ENGINES_BRING = {"sglang", "torch", "transformers", "vllm"}
+
+
+@cache
+def imported():
+    """Top names of what the package imports, inside functions too."""
+    nodes = [
+        node
+        for path in (ROOT / "pytest_moeperf").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    ]
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {module.partition(".")[0] for module in modules}
+
+
+def sources():
+    """The distributions that bring what is imported."""
+    brought = packages_distributions()
+    return {canonicalize_name(name) for module in imported() for name in brought.get(module, [])}
+
+
+def test_users_get_no_package_that_is_not_used():
+    assert NEEDED - sources() == STARTED
+
+
+def test_users_get_every_package_that_is_used():
+    ours = {"pytest_moeperf", "moeperf_probe"}
+    foreign = imported() - sys.stdlib_module_names - ENGINES_BRING - ours
+    brought = packages_distributions()
+    lacking = {
+        module
+        for module in foreign
+        if not NEEDED & {canonicalize_name(name) for name in brought.get(module, [])}
+    }
+    assert lacking == set()
+
+
+@pytest.mark.parametrize("end", [min, max])
+def test_ci_runs_the_oldest_and_the_newest_python_that_is_promised(end):
+    prefix = "Programming Language :: Python :: 3."
+    promised = [
+        int(each.removeprefix(prefix)) for each in PROJECT["classifiers"] if each.startswith(prefix)
+    ]
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    assert end(promised) in {int(minor) for minor in re.findall(r'python.*: "3\.(\d+)"', workflow)}
