@@ -19,6 +19,7 @@ __all__ = ["OtherChoice", "RouteCheck"]
 TWO_LOGITS = 2
 """Of the two experts that are taken for each other, one may be rounded up and the other down."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherChoice:
     """A token for which the engine took other experts than the forward pass would."""
