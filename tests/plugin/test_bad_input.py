@@ -76,6 +76,17 @@ def test_a_server_that_fails_many_tests_shows_its_log_in_the_first(suite):
     assert outcome.text.count("  exit code: 1") == 1
 
 
+def test_a_test_that_is_to_fail_leaves_the_log_to_the_next(suite):
+    suite.script(start_exit_code=1, start_log=["ValueError: No available memory."])
+    suite.write_ratio((0.9, 1.1), (0.9, 1.1))
+    test = suite.root / "serving" / "test_load.py"
+    marked = "import pytest\n\n@pytest.mark.xfail(reason='known')\ndef test_ratio_1"
+    test.write_text(test.read_text().replace("def test_ratio_1", marked))
+    outcome = suite.run()
+    outcome.counts(xfailed=1, failed=1)
+    outcome.shows("*_ test_ratio_2* _*", "tiny-moe: the engine ended *", "  exit code: 1")
+
+
 def test_a_server_that_dies_under_load_is_quoted(suite, fails):
     suite.script(
         die_after_requests=3, die_exit_code=134, die_log=["RuntimeError: illegal memory access"]
