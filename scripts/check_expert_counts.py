@@ -102,7 +102,9 @@ def report(check: RouteCheck) -> int:
         print(f"the most doubtful one uses {used:.0f} % of what rounding explains")
     for other in others[:SHOWN]:
         print(f"  {other}")
-    return 1 if check.errors else 0
+    if check.unchecked:
+        print(f"too few choices of router {', '.join(map(str, check.unchecked))} to tell")
+    return 1 if check.errors or check.unchecked else 0
 
 
 if __name__ == "__main__":

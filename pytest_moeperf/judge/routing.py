@@ -99,13 +99,18 @@ def as_stored(cell: CellResult, stored: Baseline | None, *, recording: bool) -> 
 
 def as_computed(check: RouteCheck) -> Verdict:
     """Fail where a forward pass takes other experts than were told, rounding apart."""
-    errors = check.errors
-    reason = f"a forward pass in PyTorch: {check}"
+    errors, unchecked = check.errors, check.unchecked
+    outcome, reason = Outcome.PASS, f"a forward pass in PyTorch: {check}"
     if errors:
+        outcome = Outcome.REGRESSED
         reason = f"{reason}; the first is {errors[0]}: the engine tells, or takes, wrong experts"
+    elif unchecked:
+        outcome = Outcome.INCONCLUSIVE
+        routers = ", ".join(map(str, unchecked))
+        reason = f"{reason}; too few choices of router {routers} are beyond rounding"
     return Verdict(
         metric="wrong_choices",
-        outcome=Outcome.REGRESSED if errors else Outcome.PASS,
+        outcome=outcome,
         direction="lower",
         measured=float(len(errors)),
         upper=0.0,

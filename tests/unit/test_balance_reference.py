@@ -31,7 +31,7 @@ def test_what_rounding_explains_is_twice_the_most_that_it_moved_a_logit_of_the_l
 
 
 def test_a_choice_closer_than_rounding_decides_nothing():
-    assert check([0, 1], [1, 2], [1, 2]).decided == 2
+    assert check([0, 1], [1, 2], [1, 2]).decided == (2,)
 
 
 def test_two_experts_that_rounding_may_swap_are_told_and_no_error():
@@ -86,7 +86,16 @@ def test_rounding_is_judged_layer_by_layer():
 def test_a_token_that_takes_all_experts_has_no_choice():
     found = check([0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3])
     assert found.others == ()
-    assert found.decided == 3
+    assert found.decided == (3,)
+
+
+def test_a_layer_that_rounding_leaves_undecided_is_not_checked():
+    """One logit that moved by 1 may explain any choice; the other layer is as exact as before."""
+    exact, rounded = (np.tile(logits, (1, 2, 1)) for logits in (EXACT, ROUNDED))
+    rounded[1, 0, 0] += 2.0
+    routes = np.array([[[0, 2], [0, 1]], [[1, 3], [1, 2]], [[0, 1], [1, 2]]])
+    found = RouteCheck.of(routes, layers=(0, 1), exact=exact, rounded=rounded)
+    assert (found.errors, found.decided, found.unchecked) == ((), (0, 2), (0,))
 
 
 def test_logits_that_are_not_numbers_are_no_excuse():

@@ -164,6 +164,15 @@ def test_experts_that_a_forward_pass_takes_as_well_pass():
     )
 
 
+def test_a_router_that_rounding_decides_proves_nothing():
+    exact = np.array([[[0.0, 2.0, 1.0]]])
+    routes = np.array([[[2]]])
+    check = RouteCheck.of(routes, layers=(0,), exact=exact, rounded=exact + 1.0)
+    verdict = routing.as_computed(check)
+    assert (verdict.outcome, verdict.measured) == (Outcome.INCONCLUSIVE, 0.0)
+    assert verdict.reason.endswith("; too few choices of router 0 are beyond rounding")
+
+
 def test_an_expert_that_a_forward_pass_does_not_take_fails():
     verdict = routing.as_computed(checked(2))
     assert (verdict.outcome, verdict.measured) == (Outcome.REGRESSED, 1.0)
