@@ -266,7 +266,8 @@ def resized(model: ModelDirectory, sizes: Sequence[tuple[str, int]]) -> ModelDir
     except ModelError as error:
         typed = ", ".join(f"{name}={value}" for name, value in sizes)
         raise ModelError(f"{model.name} with {typed}: {error}") from None
-    return replace(model, architecture=architecture)
+    context_tokens = dict(sizes).get("max_position_embeddings", model.context_tokens)
+    return replace(model, architecture=architecture, context_tokens=context_tokens)
 
 
 def _read_config(file: Path) -> tuple[Architecture, int]:

@@ -36,6 +36,11 @@ def test_another_size_is_another_architecture(mixtral):
     assert more == 4 * 8 * (3 * 4096 * 14336 + 4096)
 
 
+def test_another_context_is_the_most_that_a_request_may_have(mixtral):
+    assert resized(mixtral, (("max_position_embeddings", 2048),)).context_tokens == 2048
+    assert resized(mixtral, (("num_hidden_layers", 4),)).context_tokens == 32768
+
+
 def test_without_other_sizes_it_is_the_model_itself(mixtral):
     assert resized(mixtral, ()) is mixtral
 
