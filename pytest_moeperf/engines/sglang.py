@@ -41,7 +41,6 @@ RESERVED_FLAGS = {
     "--ep-size": _EXPERTS,
     "--expert-parallel-size": _EXPERTS,
     "--host": "nothing, servers listen on 127.0.0.1 only",
-    "--json-model-override-args": "ServerSpec(overrides=…)",
     "--load-format": "ServerSpec(load_format=…)",
     "--model": "ServerSpec(model=…)",
     "--model-path": "ServerSpec(model=…)",
@@ -51,6 +50,7 @@ RESERVED_FLAGS = {
     "--tp": _PARALLEL,
     "--tp-size": _PARALLEL,
 }
+OVERRIDES = {"--json-model-override-args": "ServerSpec(overrides=…)"}
 HELP = "python -m sglang.launch_server --help"
 
 PREFIX_CACHE_FLAGS = frozenset(
@@ -221,7 +221,9 @@ class Sglang:
 
     def check_flags(self, spec: ServerSpec, known: frozenset[str] | None, *, label: str) -> None:
         """See `base.Engine`."""
-        check_flags(spec.flags, known=known, reserved=RESERVED_FLAGS, label=label, see=HELP)
+        # Only one of two sets of overrides would hold.
+        reserved = RESERVED_FLAGS | (OVERRIDES if spec.overrides else {})
+        check_flags(spec.flags, known=known, reserved=reserved, label=label, see=HELP)
 
     def known_flags(self, sources: Mapping[str, str]) -> frozenset[str] | None:
         """Read `add_argument` calls and the annotated fields that replaced most of them in 0.5.14.

@@ -33,7 +33,6 @@ RESERVED_FLAGS = {
     "--api-key": "nothing, a server that only this machine reaches needs no key",
     "--dtype": "ServerSpec(dtype=…)",
     "--enable-expert-parallel": "ServerSpec(expert_parallel=…)",
-    "--hf-overrides": "ServerSpec(overrides=…)",
     "--host": "nothing, servers listen on 127.0.0.1 only",
     "--load-format": "ServerSpec(load_format=…)",
     "--max-model-len": "ServerSpec(max_model_len=…)",
@@ -44,6 +43,7 @@ RESERVED_FLAGS = {
     "-ep": "ServerSpec(expert_parallel=…)",
     "-tp": "ServerSpec(tensor_parallel_size=…)",
 }
+OVERRIDES = {"--hf-overrides": "ServerSpec(overrides=…)"}
 
 HELP = "the engine's --help=all"
 
@@ -226,9 +226,9 @@ class Vllm:
     def check_flags(self, spec: ServerSpec, known: frozenset[str] | None, *, label: str) -> None:
         """See `base.Engine`; `-O2` and the like are accepted as `-O`."""
         words = ["-O" if re.fullmatch(r"-O\d", word) else word for word in spec.flags]
-        check_flags(
-            words, known=known, reserved=RESERVED_FLAGS, label=label, see=HELP, negatable=True
-        )
+        # Only one of two sets of overrides would hold.
+        reserved = RESERVED_FLAGS | (OVERRIDES if spec.overrides else {})
+        check_flags(words, known=known, reserved=reserved, label=label, see=HELP, negatable=True)
 
     def known_flags(self, sources: Mapping[str, str]) -> frozenset[str] | None:
         """Read `add_argument` calls and the fields of the front end's dataclass.

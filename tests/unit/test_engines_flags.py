@@ -47,8 +47,9 @@ def settings(engine, spec):
 
 
 def refusal(engine, *flags):
+    spec = ServerSpec("m", flags=flags, overrides=OTHERS["overrides"])
     with pytest.raises(UsageError) as caught:
-        engine.check_flags(ServerSpec("m", flags=flags), None, label=engine.name)
+        engine.check_flags(spec, None, label=engine.name)
     return str(caught.value)
 
 
@@ -85,3 +86,11 @@ def test_the_flags_of_a_field_are_reserved(engine, field):
 )
 def test_other_spellings_of_them_are_reserved_as_well(name, flag):
     assert "set by the plugin; use ServerSpec(" in refusal(ENGINES[name], flag)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("vllm", "--hf-overrides"), ("sglang", "--json-model-override-args")]
+)
+def test_overrides_that_are_no_sizes_go_by_the_engine_s_flag(name, flag):
+    spec = ServerSpec("m", flags=(flag, '{"rope_scaling": null}'))
+    ENGINES[name].check_flags(spec, None, label=name)
