@@ -161,9 +161,19 @@ class CellMeasurement:
             _warm_paces=[*self._warm_paces],
         )
 
-    def extend(self, repeats: int) -> None:
-        """Ask for so many repeats more: a doubtful verdict deserves a second look."""
-        self.rules = replace(self.rules, repeats=self.rules.repeats + repeats)
+    def extended(self, repeats: int) -> CellMeasurement:
+        """The same cell with so many repeats more to play: a doubtful verdict deserves them.
+
+        What was measured so far is copied, so that this one stays as it is where the server fails.
+        """
+        return replace(
+            self,
+            rules=replace(self.rules, repeats=self.rules.repeats + repeats),
+            samples=[*self.samples],
+            discarded=[*self.discarded],
+            by_turn={**self.by_turn},
+            _plays=[*self._plays],
+        )
 
     @property
     def finished(self) -> bool:

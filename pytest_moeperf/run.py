@@ -292,8 +292,7 @@ class Run:
             specs = [cell.spec for cell in cells]
             playing = [self._begun_anew(*pair) for pair in zip(playing, specs, strict=True)]
             self.pool.check_together([each.server for each in playing])
-        for each in playing:
-            each.extend(self.settings.rules.repeats)
+        playing = [each.extended(self.settings.rules.repeats) for each in playing]
         self._turn = max(self._turn, interleave(playing, turn=turn))
         return playing
 

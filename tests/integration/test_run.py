@@ -86,11 +86,11 @@ class Played:
     exhausted = False
     server = SimpleNamespace(alive=True, start_id="s")
 
-    def __init__(self):
-        self.more = []
+    def __init__(self, more=0):
+        self.more = more
 
-    def extend(self, repeats):
-        self.more.append(repeats)
+    def extended(self, repeats):
+        return Played(self.more + repeats)
 
     def anew(self):
         return Played()
@@ -118,7 +118,7 @@ def test_a_ratio_is_confirmed_on_both_its_cells_though_one_was_before(run, turns
     other.confirmed = True
     assert run.confirm([one, other])
     assert turns.began == [(2, 6)]
-    assert one.measurement.more == other.measurement.more == [1]
+    assert one.measurement.more == other.measurement.more == 1
     assert one.confirmed
     assert not run.confirm([one, other])
     assert run._turn == 9
@@ -128,7 +128,8 @@ def test_cells_stay_as_they_were_judged_where_one_of_them_cannot_be_confirmed(
     run, turns, monkeypatch
 ):
     def interleave(cells, *, turn=0):
-        if cells == [turns.cells[1].measurement]:
+        turns.began.append(cells)
+        if len(turns.began) == 2:
             raise ServerDiedError("died")
         return turn + 3
 
@@ -136,7 +137,7 @@ def test_cells_stay_as_they_were_judged_where_one_of_them_cannot_be_confirmed(
     monkeypatch.setattr(run, "_in_turns", lambda _specs: [[0], [1]])
     with pytest.raises(ServerDiedError):
         run.confirm(turns.cells)
-    assert not any(cell.confirmed for cell in turns.cells)
+    assert [(cell.confirmed, cell.measurement.more) for cell in turns.cells] == [(False, 0)] * 2
 
 
 def test_a_further_look_leaves_the_repeats_that_had_turns_with_others(run, turns):
