@@ -118,7 +118,7 @@ def _pairs(
 ) -> tuple[tuple[str, _Value], ...]:
     """The pairs of a mapping or a sequence, in its order.
 
-    What is right is not shown in an error: it may be a secret.
+    No value of text is shown in an error: it may be a secret.
     """
     pairs = list(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, list | tuple):
@@ -127,12 +127,30 @@ def _pairs(
     found: dict[str, _Value] = {}
     for pair in pairs:
         if not _is_pair(pair, kind):
-            raise UsageError(f"{name} with {pair!r} in {SPEC}: give pairs, as in {example}")
+            shown = _shown(name, pair)
+            raise UsageError(f"{name} with {shown} in {SPEC}: give pairs, as in {example}")
         key, value = pair
         if key in found:
             raise UsageError(f"{name} with {key!r} twice in {SPEC}: give it once")
         found[key] = value
     return tuple(found.items())
+
+
+def _shown(name: str, pair: object) -> str:
+    """What is there in place of a pair; of the environment without text that may be a secret."""
+    if name != "env":
+        return repr(pair)
+    if isinstance(pair, str):
+        variable, assigned, _ = pair.partition("=")
+        return repr(f"{variable}=…" if assigned else variable)
+    if isinstance(pair, list | tuple) and pair:
+        variable, *values = pair
+        shown = (
+            str(each) if isinstance(each, int | float) else f"a {type(each).__name__}"
+            for each in values
+        )
+        return f"({', '.join([repr(variable), *shown])})"
+    return f"a {type(pair).__name__}"
 
 
 def _is_pair(pair: object, kind: type) -> bool:
