@@ -98,7 +98,7 @@ def compare(pool, model, plain, args):
     low, high = interval(ratios)
     middle = statistics.median(ratios)
     print(f"counting ÷ plain: median {middle:.3f}, with 95 % certainty {low:.3f} to {high:.3f}")
-    server = pool.acquire(counting, model)
+    server = ready(pool, counting, model, plans[0], met)
     began = time.monotonic()
     count_experts(server, plans[0].requests, model.architecture)
     counted_s = time.monotonic() - began

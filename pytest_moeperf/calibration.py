@@ -99,6 +99,7 @@ def replay(
     settled: dict[int, Verdict] = {}
     need: Need | None = Need.START
     bought = 0
+    p_limits = night.limits(len(gates))
     while need is not None:
         bought += _buy(need, supply, samples, looks=gates[0].policy.looks)
         wanted = set()
@@ -108,7 +109,7 @@ def replay(
                     samples[index].evidence(gate, can_pair=can_pair),
                     gate.policy,
                     prior=gate.prior,
-                    p_limit=night.limit,
+                    p_limit=p_limits[index],
                 )
                 if made.need is None or bought >= MOST_STARTS:
                     settled[index] = made.verdict

@@ -161,13 +161,13 @@ def _judged(
     )
     hardware = cell.fingerprint.hardware
     verdicts = []
-    for key in metrics:
+    for key, p_limit in zip(metrics, night.limits(len(metrics)), strict=True):
         assessment = gate.judge_metric(
             result,
             key,
             stored=stored[cell.name],
             hardware=hardware,
-            p_limit=night.limit,
+            p_limit=p_limit,
             prior=gate.prior_for(stored.values(), key, hardware=hardware),
             last=True,
         )

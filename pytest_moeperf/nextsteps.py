@@ -41,7 +41,8 @@ def next_steps(
             steps.append(f"{again} --against {old}   (is it the engine or the machine?)")
         path = references.path(result)
         if path.exists():
-            steps.append(f"moeperf baseline show {short(path)}   (what is expected)")
+            show = shlex.join(["moeperf", "baseline", "show", short(path)])
+            steps.append(f"{show}   (what is expected)")
     return steps
 
 
