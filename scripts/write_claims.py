@@ -86,7 +86,8 @@ def earlier_sentence(answered: Sequence[Answer]) -> str:
     which = [
         answer.claim.id
         for answer in answered
-        if any(each.outcome is Outcome.REFUTED and by_one_earlier(each) for each in answer.results)
+        if (refuting := [each for each in answer.results if each.outcome is Outcome.REFUTED])
+        and all(by_one_earlier(each) for each in refuting)
     ]
     if not which:
         return "Every measured refutation is by the suites."
