@@ -13,7 +13,7 @@ SERVERS_OF_ONE_GPU = ["llama-3.1-8b", "mixtral-8x7b"]
 SERVERS_OF_TWO = ["llama-3.1-8b tp2", "mixtral-8x7b tp2", "mixtral-8x7b tp2 ep"]
 TOLD = "test_weights or kv_cache or graphs or lifecycle or kernels or configuration"
 """What needs no load."""
-LOADED = "single_stream or moe_over_dense"
+LOADED = "(single_stream and llama) or moe_over_dense"
 """Of the load what a fake plays in a second or two."""
 
 STEADY = ("--repeats", "3")
