@@ -123,15 +123,17 @@ def one_line(result: CellResult) -> str:
 def failure(result: CellResult, *, shown: Sequence[str] = ()) -> str:
     """The whole story of a failed cell: a paragraph a verdict, what is shown, what to type next."""
     lines = [f"{result.label} on {result.engine}"]
+    notes: set[str] = set()
     for verdict in result.verdicts:
-        lines.extend(_paragraph(verdict, result.against))
+        lines.extend(_paragraph(verdict, result.against, noted=notes))
     lines.extend(_discarded(result.discarded))
     lines.extend(f"  {line}".rstrip() for line in shown)
     lines.extend(f"  next: {step}" for step in result.next_steps)
     return "\n".join(lines)
 
 
-def _paragraph(verdict: Verdict, against: str | None) -> list[str]:
+def _paragraph(verdict: Verdict, against: str | None, *, noted: set[str]) -> list[str]:
+    """A verdict with its reason; what differs is told once a cell, and added to `noted`."""
     lines = [f"  {verdict.outcome} {verdict.metric}"]
     if verdict.measured is not None:
         unit = f" {verdict.unit}" if verdict.unit else ""
@@ -147,7 +149,8 @@ def _paragraph(verdict: Verdict, against: str | None) -> list[str]:
             lines.append(f"    {shown}")
     if verdict.outcome not in GOOD and verdict.outcome is not Outcome.INVALID:
         # The notes of an invalid cell are advice, and stand below with each discarded repeat.
-        lines.extend(f"    differs: {note}" for note in verdict.notes)
+        lines.extend(f"    differs: {note}" for note in verdict.notes if note not in noted)
+        noted.update(verdict.notes)
     return lines
 
 

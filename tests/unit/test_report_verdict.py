@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_moeperf.records import Outcome, Verdict
-from pytest_moeperf.report.verdict import chance, evidence, interval
+from pytest_moeperf.report.verdict import chance, evidence, failure, interval
 
 SLOWER = Verdict(
     metric="tpot_ms.p50",
@@ -66,3 +66,15 @@ def test_evidence_says_how_it_was_sampled(changes, shown):
 )
 def test_the_chance_is_told_with_the_limit_that_it_was_held_against(p, limit, shown):
     assert chance(replace(SLOWER, p=p, p_limit=limit)) == shown
+
+
+def test_what_differs_is_told_once_a_cell(session_report):
+    one = replace(SLOWER, reason="slower", notes=("torch is 2 today", "kernel is 6 today"))
+    other = replace(one, metric="ttft_ms.p50", notes=("torch is 2 today", "triton is 3 today"))
+    fine = replace(one, outcome=Outcome.PASS, notes=("driver is 9 today",))
+    cell = replace(session_report.cells[0], verdicts=(fine, one, other))
+    assert [line.strip() for line in failure(cell).splitlines() if "differs" in line] == [
+        "differs: torch is 2 today",
+        "differs: kernel is 6 today",
+        "differs: triton is 3 today",
+    ]
