@@ -22,8 +22,7 @@ def environment(request):
 
 
 @pytest.mark.parametrize(
-    "words",
-    ["fit mixtral-8x7b --gpu 2xh200", "fit mixtral-8x7b --gpu h100 --json", "baseline show --all"],
+    "words", ["fit mixtral-8x7b --gpu 2xh200", "fit mixtral-8x7b --gpu h100 --json"]
 )
 def test_output_that_nobody_reads_ends_the_command_quietly(words, environment):
     reader, writer = os.pipe()

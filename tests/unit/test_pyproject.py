@@ -33,26 +33,24 @@ def imported():
     return {module.partition(".")[0] for module in modules}
 
 
-def sources():
-    """The distributions that bring what is imported."""
-    brought = packages_distributions()
-    return {canonicalize_name(name) for module in imported() for name in brought.get(module, [])}
+@cache
+def brought():
+    """The distributions that bring a module, by its name; it takes a second to look."""
+    return {
+        module: {canonicalize_name(name) for name in names}
+        for module, names in packages_distributions().items()
+    }
 
 
 def test_users_get_no_package_that_is_not_used():
-    assert NEEDED - sources() == STARTED
+    used = {name for module in imported() for name in brought().get(module, ())}
+    assert NEEDED - used == STARTED
 
 
 def test_users_get_every_package_that_is_used():
     ours = {"pytest_moeperf", "moeperf_probe"}
     foreign = imported() - sys.stdlib_module_names - ENGINES_BRING - ours
-    brought = packages_distributions()
-    lacking = {
-        module
-        for module in foreign
-        if not NEEDED & {canonicalize_name(name) for name in brought.get(module, [])}
-    }
-    assert lacking == set()
+    assert [module for module in foreign if not NEEDED & brought().get(module, set())] == []
 
 
 @pytest.mark.parametrize("end", [min, max])
