@@ -118,7 +118,7 @@ def _pairs(
 ) -> tuple[tuple[str, _Value], ...]:
     """The pairs of a mapping or a sequence, in its order.
 
-    No value of text is shown in an error: it may be a secret.
+    No text of an environment is shown in an error: it may be a secret.
     """
     pairs = list(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, list | tuple):
