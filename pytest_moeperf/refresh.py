@@ -6,6 +6,7 @@ may come from several days.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.revision import Shelf, read_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from pytest_moeperf.baseline import Baseline
@@ -56,6 +57,11 @@ class Candidate:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.baselines = folder / "baselines"
+        self._out = folder / "out"
+        self._places: dict[str, set[str]] = {}
+        """Of the baselines that a test adds to, by its id."""
+        self._invalid: set[str] = set()
+        """Tests whose last play was not valid: their cells may have no baseline to lack a start."""
 
     def read(self) -> Mapping[str, Baseline]:
         """What was measured so far, by place; MoeperfError where a file is bad."""
@@ -79,11 +85,19 @@ class Candidate:
         fewest = min(before.values(), default=0)
         target = min(plan.starts, fewest + plan.starts_a_session)
         session, failed = uuid.uuid4().hex[:12], 0
+        self._learn()
         while not before or min(before.values()) < target:
             lacking = [place for place, count in before.items() if count < target]
-            announce(f"start {min(before.values(), default=0) + 1} of {plan.starts}")
-            code = self._record(plan, session)
+            enough = self._tests_with_enough(lacking)
+            some = (
+                f", for {len(lacking)} of {len(before)} baselines"
+                if len(lacking) < len(before)
+                else ""
+            )
+            announce(f"start {min(before.values(), default=0) + 1} of {plan.starts}{some}")
+            code = self._record(plan, session, enough)
             failed += code == _PYTEST_FAILED
+            self._learn()
             after = _counts(self.read())
             stuck = [place for place in lacking if after[place] <= before[place]]
             if not after or (lacking and len(stuck) == len(lacking)):
@@ -96,14 +110,43 @@ class Candidate:
             before = after
         return failed
 
-    def _record(self, plan: Plan, session: str) -> int:
+    def _tests_with_enough(self, lacking: Sequence[str]) -> tuple[str, ...]:
+        """Tests that would add nothing; none where it is not known which test adds to a baseline.
+
+        pytest deselects by how an id begins: after the bracket of its variants nothing follows.
+        """
+        if not lacking or not set(lacking) <= set().union(*self._places.values()):
+            return ()
+        return tuple(
+            test
+            for test, places in self._places.items()
+            if test.endswith("]") and test not in self._invalid and places.isdisjoint(lacking)
+        )
+
+    def _learn(self) -> None:
+        """Read from the last run where the cells of each test are stored."""
+        try:
+            document = json.loads((self._out / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        ran: dict[str, set[str]] = {}
+        for cell in document["cells"]:
+            key = cell["fingerprint"]
+            place = f"{key['hardware']}/{key['engine']}/{cell['cell']}" if key else ""
+            ran.setdefault(cell["test"], set()).add(place)
+        self._places |= ran
+        self._invalid -= ran.keys()
+        self._invalid |= {cell["test"] for cell in document["cells"] if cell["invalid"]}
+
+    def _record(self, plan: Plan, session: str, without: Sequence[str]) -> int:
         from pytest_moeperf.run import SESSION_VARIABLE  # noqa: PLC0415 - only to measure
 
         ran = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", *plan.pytest_arguments),
                 *("--baseline", "record", "--baseline-dir", str(self.baselines)),
-                *("--moeperf-out", str(self.folder / "out")),
+                *("--moeperf-out", str(self._out)),
+                *(word for test in without for word in ("--deselect", test)),
             ],
             # One session for all runs of this call: they share a machine and an hour.
             env={**os.environ, SESSION_VARIABLE: session},

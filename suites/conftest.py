@@ -29,6 +29,7 @@ def sized(spec, field, size):
 ON_GPUS = {
     "model": (MIXTRAL, LLAMA, MIXTRAL_TP2, LLAMA_TP2, MIXTRAL_EP2),
     "mixture": (MIXTRAL, MIXTRAL_TP2, MIXTRAL_EP2),
+    "plain": (LLAMA, LLAMA_TP2),
     "moe": MIXTRAL,
     "dense": LLAMA,
     "moe_tp2": MIXTRAL_TP2,
@@ -49,6 +50,7 @@ ON_GPUS = {
 ON_CPU = {
     "model": ServerSpec("mini-moe"),
     "mixture": ServerSpec("mini-moe"),
+    "plain": None,
     "moe": ServerSpec("mini-moe"),
     "dense": ServerSpec("mini-dense"),
     "moe_tp2": None,
@@ -66,9 +68,10 @@ ON_CPU = {
     "more_experts": None,
     "narrower": None,
 }
-"""`model` is each that there is, `mixture` each with experts; a single name is for comparisons.
-`dense` has the size that one token of `moe` activates, or nearly. `specialised` has learned three
-kinds of text alone, so that its experts are those of a kind; Mixtral's are not."""
+"""`model` is each that there is, `mixture` each with experts, `plain` each without; a single name
+is for comparisons. `dense` has the size that one token of `moe` activates, or nearly. `specialised`
+has learned three kinds of text alone, so that its experts are those of a kind; Mixtral's are not.
+"""
 
 
 def pytest_moeperf_servers(hardware):
@@ -95,6 +98,12 @@ def burst(gpu):
     if gpu.name == "cpu":
         return Burst(requests=16, isl=64, osl=32)
     return Burst(requests=100, isl=79, osl=128)
+
+
+@pytest.fixture(scope="session")
+def chats():
+    """All requests at once, as many and as long as in published figures of dense models."""
+    return Burst(requests=150, isl=70, osl=127)
 
 
 @pytest.fixture(scope="session")

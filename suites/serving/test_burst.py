@@ -7,6 +7,11 @@ def gates(gpu):
     return ("output_throughput", "ttft_ms.p50") if gpu.name == "cpu" else ("output_throughput",)
 
 
+def test_as_many_as_published(measure, plain, chats, gates):
+    """The load of published figures of dense models holds the baseline, and answers them."""
+    measure(plain, chats).gate(*gates)
+
+
 def test_all_requests_at_once(measure, model, burst, gates):
     """A burst of requests is worked off no slower than the baseline."""
     measure(model, burst).gate(*gates)

@@ -110,6 +110,7 @@ def test_all_tests_are_there_for_every_server(shipped):
     for test, variants in {
         # Two engines, five servers and, of the ladders, their rungs.
         "serving/test_burst.py::test_all_requests_at_once": 10,
+        "serving/test_burst.py::test_as_many_as_published": 2 * 2,
         "serving/test_single_stream.py::test_one_request_at_a_time": 10,
         "serving/test_rate_ladder.py::test_requests_arrive_at_a_fixed_rate": 10 * 4,
         "serving/test_batch_ladder.py::test_streams_decode_together": 10 * 7,
