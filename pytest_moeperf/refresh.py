@@ -6,16 +6,19 @@ may come from several days.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pytest_moeperf.errors import MoeperfError, UsageError
+from pytest_moeperf import store
+from pytest_moeperf.document import parse, printable, validate
+from pytest_moeperf.errors import BaselineError, MoeperfError, UsageError
+from pytest_moeperf.gate import STARTUP
+from pytest_moeperf.records import Outcome
 from pytest_moeperf.revision import Shelf, read_folder
 
 if TYPE_CHECKING:
@@ -26,13 +29,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "Plan"]
 
-_PYTEST_FAILED = 1
+_PYTEST_FAILED, _PYTEST_WITHOUT_TESTS = 1, 5
 _PYTEST_MISUSE = {
     2: "it was interrupted",
     3: "it has an internal error",
     4: "its arguments are wrong",
-    5: "it found no test",
+    _PYTEST_WITHOUT_TESTS: "it found no test",
 }
+
+_FAILED = frozenset({Outcome.INVALID, Outcome.REGRESSED})
+"""Outcomes that end a test, maybe before it records."""
+_SOME_PLACE = ""
+"""Of what a test may record when it goes well; no baseline has enough starts there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +66,8 @@ class Candidate:
         self.folder = folder
         self.baselines = folder / "baselines"
         self._out = folder / "out"
-        self._places: dict[str, set[str]] = {}
-        """Of the baselines that a test adds to, by its id."""
-        self._invalid: set[str] = set()
-        """Tests whose last play was not valid: their cells may have no baseline to lack a start."""
+        self._adds_to: dict[str, set[str]] = {}
+        """Places of the baselines that a test adds to, by its id, as its last play showed."""
 
     def read(self) -> Mapping[str, Baseline]:
         """What was measured so far, by place; MoeperfError where a file is bad."""
@@ -85,10 +91,10 @@ class Candidate:
         fewest = min(before.values(), default=0)
         target = min(plan.starts, fewest + plan.starts_a_session)
         session, failed = uuid.uuid4().hex[:12], 0
-        self._learn()
         while not before or min(before.values()) < target:
+            self._learn(announce)
             lacking = [place for place, count in before.items() if count < target]
-            enough = self._tests_with_enough(lacking)
+            enough = self._tests_with_enough(before, target)
             some = (
                 f", for {len(lacking)} of {len(before)} baselines"
                 if len(lacking) < len(before)
@@ -97,9 +103,8 @@ class Candidate:
             announce(f"start {min(before.values(), default=0) + 1} of {plan.starts}{some}")
             code = self._record(plan, session, enough)
             failed += code == _PYTEST_FAILED
-            self._learn()
             after = _counts(self.read())
-            stuck = [place for place in lacking if after[place] <= before[place]]
+            stuck = [place for place in lacking if after.get(place, 0) <= before[place]]
             if not after or (lacking and len(stuck) == len(lacking)):
                 what = f" to {stuck[0]}" if stuck else ""
                 raise MoeperfError(
@@ -110,33 +115,44 @@ class Candidate:
             before = after
         return failed
 
-    def _tests_with_enough(self, lacking: Sequence[str]) -> tuple[str, ...]:
+    def _tests_with_enough(self, counts: Mapping[str, int], target: int) -> list[str]:
         """Tests that would add nothing; none where it is not known which test adds to a baseline.
 
-        pytest deselects by how an id begins: after the bracket of its variants nothing follows.
+        pytest deselects by how an id begins: after the bracket of its variants nothing follows,
+        or hardly ever.
         """
-        if not lacking or not set(lacking) <= set().union(*self._places.values()):
-            return ()
-        return tuple(
+        enough = {place for place, count in counts.items() if count >= target}
+        if not counts or not counts.keys() - enough <= set().union(*self._adds_to.values()):
+            return []
+        needed = [test for test, places in self._adds_to.items() if not places <= enough]
+        return [
             test
-            for test, places in self._places.items()
-            if test.endswith("]") and test not in self._invalid and places.isdisjoint(lacking)
-        )
+            for test in self._adds_to
+            if test.endswith("]")
+            and test.isprintable()
+            and not any(each.startswith(test) for each in needed)
+        ]
 
-    def _learn(self) -> None:
-        """Read from the last run where the cells of each test are stored."""
+    def _learn(self, announce: Callable[[str], None]) -> None:
+        """Read from the last run which test adds to which baselines.
+
+        A file that cannot be read costs time alone: no test is left out for what it says.
+        """
+        path = self._out / "run.json"
+        shown = printable(str(path))
         try:
-            document = json.loads((self._out / "run.json").read_text(encoding="utf-8"))
+            document = parse(path.read_text(encoding="utf-8"), source=shown)
+            validate(document, store.schema("run-1"), source=shown)
         except FileNotFoundError:
             return
-        ran: dict[str, set[str]] = {}
-        for cell in document["cells"]:
-            key = cell["fingerprint"]
-            place = f"{key['hardware']}/{key['engine']}/{cell['cell']}" if key else ""
-            ran.setdefault(cell["test"], set()).add(place)
-        self._places |= ran
-        self._invalid -= ran.keys()
-        self._invalid |= {cell["test"] for cell in document["cells"] if cell["invalid"]}
+        except OSError as error:
+            announce(f"{shown}: cannot be read: {error.strerror}; no test is left out for it")
+        except UnicodeDecodeError:
+            announce(f"{shown}: is not text; no test is left out for it")
+        except BaselineError as error:
+            announce(f"{error}; no test is left out for it")
+        else:
+            self._adds_to |= _adds_to(document)
 
     def _record(self, plan: Plan, session: str, without: Sequence[str]) -> int:
         from pytest_moeperf.run import SESSION_VARIABLE  # noqa: PLC0415 - only to measure
@@ -146,12 +162,14 @@ class Candidate:
                 *(sys.executable, "-m", "pytest", *plan.pytest_arguments),
                 *("--baseline", "record", "--baseline-dir", str(self.baselines)),
                 *("--moeperf-out", str(self._out)),
-                *(word for test in without for word in ("--deselect", test)),
+                *(f"--deselect={test}" for test in without),
             ],
             # One session for all runs of this call: they share a machine and an hour.
             env={**os.environ, SESSION_VARIABLE: session},
             check=False,
         )
+        if ran.returncode == _PYTEST_WITHOUT_TESTS and without:
+            return ran.returncode  # Those that would add a start are not among its arguments.
         if ran.returncode in _PYTEST_MISUSE:
             raise UsageError(
                 f"pytest could not measure: {_PYTEST_MISUSE[ran.returncode]} (exit code "
@@ -164,3 +182,21 @@ class Candidate:
 
 def _counts(baselines: Mapping[str, Baseline]) -> dict[str, int]:
     return {place: len(baseline.starts) for place, baseline in baselines.items()}
+
+
+def _adds_to(document: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Of a run that recorded: by test, the places of the baselines that it adds to."""
+    from pytest_moeperf.run import AS_STARTED  # noqa: PLC0415 - as above
+
+    found: dict[str, set[str]] = {}
+    for cell in document["cells"]:
+        places = found.setdefault(cell["test"], set())
+        said = {(verdict["metric"], verdict["outcome"]) for verdict in cell["verdicts"]}
+        outcomes = {outcome for _, outcome in said}
+        if outcomes & _FAILED or (STARTUP, Outcome.INCOMPARABLE) in said:  # a cold start
+            places.add(_SOME_PLACE)
+        elif Outcome.RECORDED not in outcomes or cell["workload"] == AS_STARTED:
+            continue  # Words that a server tells of itself are stored with its other cells.
+        if key := cell["fingerprint"]:
+            places.add(f"{key['hardware']}/{key['engine']}/{cell['cell']}")
+    return found

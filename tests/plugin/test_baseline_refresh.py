@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 
 from pytest_moeperf import store
 from pytest_moeperf.cli import main
+from pytest_moeperf.revision import read_folder
+from pytest_moeperf.testing import SCRIPT_VARIABLE
 
+RECORDINGS = Path(__file__).parents[1] / "data" / "nvml"
 PLACE = "cpu/vllm/serving.load/tiny-moe.closed-c1-isl4-osl4-n1"
 CLIENT_TOO_SLOW = ("client_cpu", "client_reads", "client_turnaround")
 """On a machine that runs the rest of the tests."""
@@ -47,8 +51,8 @@ def repository(suite, monkeypatch):
 def refresh(repository, capfd):
     """Runs the command; gives exit code, output and error output, pytest's included."""
 
-    def run(*arguments):
-        words = repository._process_arguments(())
+    def run(*arguments, to_pytest=()):
+        words = repository._process_arguments(to_pytest)
         for code in CLIENT_TOO_SLOW:
             words += ["--ignore-finding", code]
         typed = ["baseline", "refresh", "--reason", "the first figures", *arguments]
@@ -201,6 +205,54 @@ def test_a_run_that_measures_nothing_does_not_go_on_for_ever(refresh, repository
     assert err.splitlines()[-1].startswith(
         "moeperf: error: the run above added no start (pytest ended with 1); what was measured "
     )
+
+
+CACHES = """
+import os
+from pathlib import Path
+
+if not Path("cache").exists():
+    os.environ[{variable!r}] = {cold!r}
+
+def pytest_unconfigure():
+    Path("cache").touch()
+"""
+"""For a conftest.py: the first session compiles what later ones find."""
+FURTHER = """
+def test_ratio(measure, moe):
+    cell = measure(moe, ClosedLoop(concurrency=1, isl=4, osl=4, requests=1))
+    cell.over(cell, "output_throughput").within(1, 1, why="a cell is as fast as itself")
+
+def test_startup(measure, moe):
+    measure.startup(moe).gate("startup_s")
+"""
+
+
+def test_a_further_run_starts_only_what_is_lacking(refresh, repository, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("MOEPERF_TEST_NVML", str(RECORDINGS / "1x-h200.json"))
+    cold = json.dumps({"ttft_ms": 20, "itl_ms": 20, "cold_caches": True})
+    with (repository.root / "conftest.py").open("a") as conftest:
+        conftest.write(CACHES.format(variable=SCRIPT_VARIABLE, cold=cold))
+    repository.write(SUITE + FURTHER)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    h200 = ("-p", "pytest_moeperf.testing.gpuhost", "--gpu", "h200")
+    _, out, err = refresh("--starts", "2", to_pytest=h200)
+    assert err == ""
+    told = [line for line in out.splitlines() if line.startswith("refresh: ") or " passed" in line]
+    assert [line.strip("= ").partition(" in ")[0] for line in told] == [
+        "refresh: start 1 of 2",
+        "2 passed, 1 skipped",
+        "refresh: start 2 of 2",
+        "2 passed, 1 deselected",
+        "refresh: start 2 of 2, for 1 of 2 baselines",
+        "1 passed, 2 deselected",
+    ]
+    kept = read_folder(repository.root / ".moeperf/candidate/baselines").baselines
+    assert {place: len(each.starts) for place, each in kept.items()} == {
+        f"h200/vllm/serving.load/{PLACE.rpartition('/')[2]}": 2,
+        "h200/vllm/serving.load/tiny-moe.startup": 2,
+    }
 
 
 @pytest.mark.parametrize(
