@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from pytest_moeperf.cli.streams import checked_output, forgiving_messages
 from pytest_moeperf.errors import MoeperfError, UsageError
 
 if TYPE_CHECKING:
@@ -60,29 +60,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand: 0 fine, 1 a failed check, 2 misuse, 130 interrupted, 141 unread."""
-    try:
+    with forgiving_messages():
         try:
-            return _run(argv)
-        finally:
-            # Now, and not at exit, where it could no longer be told quietly that nobody reads.
-            print(end="", flush=True)
-    except BrokenPipeError:
-        # The reader, such as `head`, has enough. What is still to be written goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_UNREAD
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        code: int = args.run(args)
-    except UsageError as error:
-        sys.stderr.write(f"moeperf: error: {error}\n")
-        return EXIT_MISUSE
-    except MoeperfError as error:
-        sys.stderr.write(f"moeperf: error: {error}\n")
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("moeperf: interrupted\n")
-        return EXIT_INTERRUPTED
-    return code
+            with checked_output():
+                args = _parser().parse_args(argv)
+                code: int = args.run(args)
+        except BrokenPipeError:
+            # The reader, such as `head`, has enough.
+            return EXIT_UNREAD
+        except UsageError as error:
+            sys.stderr.write(f"moeperf: error: {error}\n")
+            return EXIT_MISUSE
+        except MoeperfError as error:
+            sys.stderr.write(f"moeperf: error: {error}\n")
+            return EXIT_FAILED
+        except KeyboardInterrupt:
+            sys.stderr.write("moeperf: interrupted\n")
+            return EXIT_INTERRUPTED
+        return code

@@ -1,4 +1,4 @@
-"""`moeperf … | head -1`: whoever reads the output goes away before its end."""
+"""Output that does not arrive: it is closed, or its reader goes away, as in `moeperf … | head`."""
 
 import os
 import subprocess
@@ -70,12 +70,57 @@ def test_help_that_nobody_reads_is_quiet_too(environment):
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_output_that_goes_nowhere_is_no_error():
+CLOSED = "moeperf: error: standard output is closed: send it to a file, a pipe or /dev/null\n"
+FULL = (
+    "moeperf: error: cannot write standard output: the disk is full; "
+    "free some space and run again\n"
+)
+
+
+def ended(words, streams, environment):
+    """Exit code and standard error of a command whose streams are redirected by the shell."""
     done = subprocess.run(
-        ["bash", "-c", '"$@" baseline show >&-', "bash", *COMMAND],
+        ["bash", "-c", f'"$@" {words} {streams}', "bash", *COMMAND],
         cwd=ROOT,
-        capture_output=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("streams", "message"), [(">&-", CLOSED), (">/dev/full", FULL)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fit mixtral-8x7b --gpu 2xh200",
+        # It does not fit, which alone is 1.
+        "fit mixtral-8x7b --gpu h100 --json",
+        "baseline show",
+        "fit --help",
+    ],
+)
+def test_output_that_cannot_be_written_is_misuse(words, streams, message, environment):
+    assert ended(words, streams, environment) == (2, message)
+
+
+def test_what_was_typed_wrong_is_said_where_there_is_nothing_to_write(environment):
+    code, message = ended("compare none.json none.json", ">/dev/full", environment)
+    assert (code, message.count("\n")) == (2, 1)
+    assert message.startswith("moeperf: error: none.json: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "code"),
+    [
+        ("compare none.json none.json", "2>&-", 2),
+        ("compare", "2>/dev/full", 2),
+        ("fit mixtral-8x7b --gpu h100", "2>&-", 1),
+        ("baseline show", ">/dev/full 2>&1", 2),
+        ("baseline show", ">&- 2>&-", 2),
+    ],
+)
+def test_where_messages_go_nowhere_the_exit_code_still_tells(words, streams, code, environment):
+    assert ended(words, streams, environment) == (code, "")
