@@ -58,6 +58,7 @@ FOREIGN_OPTIONS = {
     "--save-result",
     "--save-detailed",
     "--no-enable-prefix-caching",
+    "--config",
     "--seed",
     "--served-model-name",
     "--output-file",  # SGLang

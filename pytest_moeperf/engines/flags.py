@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["added_arguments", "check_flags", "flag_names", "int_flag"]
 
+FLAG_FILE = "--config"
+"""Names a file of further flags, for either engine."""
+
 
 def flag_names(words: Iterable[str]) -> list[str]:
     """The flags among command-line words, without values and with dashes for underscores.
@@ -34,12 +37,17 @@ def check_flags(
     see: str,
     negatable: bool = False,
 ) -> None:
-    """Raise `UsageError` for the first flag that `label` lacks or that is `reserved`.
+    """Raise `UsageError` for the first flag that `label` lacks, that is `reserved` or hides others.
 
     `reserved` maps a flag to what to use in its place; `see` is where the engine lists its flags;
     `negatable`: each has a `--no-` counterpart.
     """
     for flag in flag_names(words):
+        if flag == FLAG_FILE:
+            raise UsageError(
+                f"engine flag {flag}: what its file sets is neither checked nor recorded; "
+                f"put its entries into ServerSpec(flags=…)"
+            )
         plain = flag.replace("--no-", "--", 1) if negatable else flag
         if instead := reserved.get(flag, reserved.get(plain)):
             raise UsageError(f"engine flag {flag}: set by the plugin; use {instead}")

@@ -88,6 +88,19 @@ def test_other_spellings_of_them_are_reserved_as_well(name, flag):
     assert "set by the plugin; use ServerSpec(" in refusal(ENGINES[name], flag)
 
 
+@pytest.mark.parametrize("known", [None, frozenset({"--config"})])
+@pytest.mark.parametrize("flags", [("--config", "more.yaml"), ("--config=more.yaml",)])
+def test_a_file_of_flags_is_refused(engine, flags, known):
+    # It could say `max-model-len: 64`, where the spec says nothing.
+    spec = ServerSpec("m", flags=("--max-num-seqs", "8", *flags))
+    with pytest.raises(UsageError) as caught:
+        engine.check_flags(spec, known and known | {"--max-num-seqs"}, label=engine.name)
+    assert str(caught.value) == (
+        "engine flag --config: what its file sets is neither checked nor recorded; "
+        "put its entries into ServerSpec(flags=…)"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "flag"), [("vllm", "--hf-overrides"), ("sglang", "--json-model-override-args")]
 )
