@@ -14,10 +14,15 @@ from pytest_moeperf.launch import PROBE_PATH
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from pytest_moeperf.balance import RouteCheck, RoutedRequest
     from pytest_moeperf.models import ModelDirectory
 
-__all__ = ["check_routes"]
+    Logits = npt.NDArray[np.floating]
+
+__all__ = ["check_routes", "router_logits"]
 
 TIMEOUT_S = 1800.0
 NOT_INHERITED = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP")
@@ -31,6 +36,26 @@ def check_routes(
     timeout_s: float = TIMEOUT_S,
 ) -> RouteCheck:
     """Compute the routers' logits of every token that was put in, and compare the choices.
+
+    See `router_logits` for arguments and errors.
+    """
+    import numpy as np  # noqa: PLC0415 - not needed to load the plugin
+
+    from pytest_moeperf.balance import RouteCheck  # noqa: PLC0415 - imports numpy
+
+    layers, exact, rounded = router_logits(counted, model, python=python, timeout_s=timeout_s)
+    routes = np.concatenate([request.routes for request in counted])
+    return RouteCheck.of(routes, layers=layers, exact=exact, rounded=rounded)
+
+
+def router_logits(
+    counted: Sequence[RoutedRequest],
+    model: ModelDirectory,
+    *,
+    python: Path,
+    timeout_s: float = TIMEOUT_S,
+) -> tuple[tuple[int, ...], Logits, Logits]:
+    """Return the layers with a router and its logits, exact and rounded, as `RouteCheck.of` wants.
 
     Two passes on the CPU, in 32 and in 16 bits, need the memory of the larger one; both let the
     told experts compute, so that each choice is judged given the choices before it.
@@ -47,19 +72,16 @@ def check_routes(
     """
     import numpy as np  # noqa: PLC0415 - not needed to load the plugin
 
-    from pytest_moeperf.balance import RouteCheck  # noqa: PLC0415 - imports numpy
-
     if model.dummy:
         raise UsageError(f"{model.name}: no weights to compute with; choose a model that has some")
     sequences = [_put_in(request) for request in counted]
-    routes = np.concatenate([request.routes for request in counted])
     with tempfile.TemporaryDirectory(prefix="moeperf-") as folder:
         asked, answer = Path(folder, "request.npz"), Path(folder, "answer.npz")
         np.savez(
             asked,
             tokens=np.concatenate(sequences),
             lengths=np.array([len(sequence) for sequence in sequences]),
-            routes=routes,
+            routes=np.concatenate([request.routes for request in counted]),
         )
         _compute(python, model.path, asked, answer, timeout_s=timeout_s)
         with np.load(answer, allow_pickle=False) as told:
@@ -69,9 +91,7 @@ def check_routes(
                     f"{model.name}: the forward pass has routers in layers {list(layers)}, the "
                     f"model in {list(model.architecture.expert_layers)}"
                 )
-            return RouteCheck.of(
-                routes, layers=layers, exact=told["exact"], rounded=told["rounded"]
-            )
+            return layers, told["exact"], told["rounded"]
 
 
 def _put_in(request: RoutedRequest) -> tuple[int, ...]:
