@@ -27,12 +27,13 @@ __all__ = [
     "kv_tokens",
     "predicted_step_growth",
     "rate_ladder",
+    "rotary_bytes",
     "weight_bytes",
     "weight_bytes_per_step",
 ]
 
 if TYPE_CHECKING:
-    from pytest_moeperf.memory import Architecture, kv_tokens, weight_bytes
+    from pytest_moeperf.memory import Architecture, kv_tokens, rotary_bytes, weight_bytes
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.records import ServerSpec
     from pytest_moeperf.roofline import predicted_step_growth, weight_bytes_per_step
@@ -62,6 +63,7 @@ else:
         "kv_tokens": "memory",
         "predicted_step_growth": "roofline",
         "rate_ladder": "workload",
+        "rotary_bytes": "memory",
         "weight_bytes": "memory",
         "weight_bytes_per_step": "roofline",
     }

@@ -20,6 +20,7 @@ PUBLIC = [
     "kv_tokens",
     "predicted_step_growth",
     "rate_ladder",
+    "rotary_bytes",
     "weight_bytes",
     "weight_bytes_per_step",
 ]

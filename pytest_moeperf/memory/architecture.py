@@ -64,6 +64,8 @@ class Architecture:
     """Whether the output layer shares the embedding's weights."""
     dtype_bytes: int
     """Bytes of one weight that is not quantized."""
+    positions: int = 0
+    """Longest context that the model knows, in tokens; 0 where the config does not say."""
     quantization: str | None = None
     """How the checkpoint is quantized, if it is: `fp8`, `int4`, `mxfp4`, or its own word."""
     query_key_norm: QueryKeyNorm = "none"
@@ -113,6 +115,7 @@ class Architecture:
             "vocab": fields.positive(config, "vocab_size"),
             "tied_embeddings": fields.flag(config, "tie_word_embeddings", default=False),
             "dtype_bytes": fields.dtype_bytes(config),
+            "positions": fields.natural(config, "max_position_embeddings"),
             "quantization": fields.quantization(config),
             "query_key_norm": family.query_key_norm,
         }

@@ -26,6 +26,7 @@ __all__ = [
     "Parallelism",
     "Precision",
     "kv_heads_per_gpu",
+    "rotary_bytes",
     "stage_bytes",
     "stages",
     "stored_precision",
@@ -109,6 +110,16 @@ def weight_bytes(arch: Architecture, *, tensor_parallel_size: int = 1) -> int:
     precision = stored_precision(arch) or PRECISIONS[_plain(arch)]
     parallel = Parallelism(tensor=tensor_parallel_size)
     return sum(stage_bytes(arch, parallel, precision, stage=0).values())
+
+
+def rotary_bytes(arch: Architecture) -> int:
+    """Size of the sines and cosines of all positions, in bytes: whole on each GPU, no weights.
+
+    vLLM's `RotaryEmbedding` keeps one table for all layers, in the model's dtype. It shows where
+    the weights are shared out and the context is long: of Llama-3.1-8B 0.4 % at TP=2.
+    """
+    turned = arch.head_dim if arch.latent is None else arch.latent.rope_dim
+    return arch.positions * turned * arch.dtype_bytes
 
 
 def stages(layers: int, pipeline: int) -> tuple[range, ...]:

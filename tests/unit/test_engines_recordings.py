@@ -1,4 +1,4 @@
-"""What both drivers read in recorded starts on one H200; the values were read off by hand.
+"""What both drivers read in recorded starts on H200s; the values were read off by hand.
 
 Lines, ends of long lists and most steps of progress bars are left out of the logs, and paths and
 addresses replaced. The rest stands as it was written, carriage returns included.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from pytest_moeperf.engines import ENGINES, EngineFacts
-from pytest_moeperf.memory import kv_tokens, weight_bytes
+from pytest_moeperf.memory import kv_tokens, rotary_bytes, weight_bytes
 from pytest_moeperf.models import catalogue
 from pytest_moeperf.server import ServerLog
 
@@ -25,6 +25,7 @@ class Recording(NamedTuple):
     version: str
     model: str
     how: str
+    gpus: int = 1
 
     @property
     def driver(self):
@@ -32,7 +33,7 @@ class Recording(NamedTuple):
 
     @property
     def path(self):
-        return LOGS / f"{self.engine}-{self.version}-{self.model}-tp1-{self.how}.log"
+        return LOGS / f"{self.engine}-{self.version}-{self.model}-tp{self.gpus}-{self.how}.log"
 
     def lines(self):
         """As the plugin reads it."""
@@ -47,13 +48,14 @@ class Recording(NamedTuple):
         return [line for line in lines if any(re.search(each, line) for each in patterns)]
 
     def __str__(self):
-        return f"{self.engine}, {self.model}, {self.how}"
+        return f"{self.engine}, {self.model} on {self.gpus}, {self.how}"
 
 
 MIXTRAL_FIRST = Recording("vllm", "0.24.0", "mixtral-8x7b", "first-start")
 MIXTRAL_WARM = Recording("vllm", "0.24.0", "mixtral-8x7b", "warm-cache")
 LLAMA_FIRST = Recording("vllm", "0.24.0", "llama-3.1-8b", "first-start")
 LLAMA_WARM = Recording("vllm", "0.24.0", "llama-3.1-8b", "warm-cache")
+LLAMA_ON_TWO = Recording("vllm", "0.24.0", "llama-3.1-8b", "warm-cache", gpus=2)
 SGLANG_FIRST = Recording("sglang", "0.5.16", "mixtral-8x7b", "first-start")
 SGLANG_WARM = Recording("sglang", "0.5.16", "mixtral-8x7b", "warm-cache")
 
@@ -107,6 +109,16 @@ FACTS = {
         caches_cold=False,
         engine_init_s=9.2,
     ),
+    LLAMA_ON_TWO: EngineFacts(
+        version="0.24.0",
+        weights_gib=7.54,
+        graphs_gib=0.72,
+        kv_cache_tokens=1_961_216,
+        kv_cache_gib=119.7,
+        compile_s=3.33,
+        caches_cold=False,
+        engine_init_s=9.46,
+    ),
     # Its first CUDA graph takes a minute where no start has been before.
     SGLANG_FIRST: EngineFacts(**SGLANG, weights_load_s=0.27, caches_cold=True),
     SGLANG_WARM: EngineFacts(**SGLANG, weights_load_s=0.22, caches_cold=False),
@@ -124,9 +136,15 @@ def test_every_fact_of_a_start_is_read(recording):
 def test_weights_and_cache_have_the_size_that_is_calculated(recording):
     arch = catalogue()[recording.model].architecture
     facts = recording.driver.parse_facts(recording.lines())
-    assert facts.weights_gib == pytest.approx(weight_bytes(arch) / GIB, rel=0.005)
-    page = 16 if recording.engine == "vllm" else 1
-    fit = kv_tokens(int(facts.kv_cache_gib * GIB), arch, block_size=page, context_tokens=4096)
+    weights = weight_bytes(arch, tensor_parallel_size=recording.gpus) + rotary_bytes(arch)
+    assert facts.weights_gib == pytest.approx(weights / GIB, rel=0.005)
+    fit = kv_tokens(
+        int(facts.kv_cache_gib * GIB),
+        arch,
+        block_size=16 if recording.engine == "vllm" else 1,
+        context_tokens=4096,
+        tensor_parallel_size=recording.gpus,
+    )
     assert facts.kv_cache_tokens == pytest.approx(fit, rel=0.02)
 
 

@@ -9,6 +9,7 @@ from pytest_moeperf.memory import (
     kv_bytes_per_token,
     kv_tokens,
     parameters,
+    rotary_bytes,
     total_parameters,
     weight_bytes,
 )
@@ -134,12 +135,33 @@ def test_two_gpus_share_the_matrices_and_both_hold_router_and_norms():
 @pytest.mark.parametrize(
     ("model", "gpus", "told_gib"),
     # "Model loading took … GiB" and "mem usage=… GB" of recorded logs, per GPU.
-    [("mixtral-8x7b", 1, 87.0), ("mixtral-8x7b", 2, 43.51), ("llama-3.1-8b", 1, 14.97)],
+    [
+        ("mixtral-8x7b", 1, 87.0),
+        ("mixtral-8x7b", 2, 43.51),
+        ("llama-3.1-8b", 1, 15.0),
+        ("llama-3.1-8b", 2, 7.54),
+    ],
 )
 def test_weights_of_a_gpu_take_what_engines_told(model, gpus, told_gib):
     arch = catalogue()[model].architecture
-    calculated = weight_bytes(arch, tensor_parallel_size=gpus) / GIB
+    calculated = (weight_bytes(arch, tensor_parallel_size=gpus) + rotary_bytes(arch)) / GIB
     assert calculated == pytest.approx(told_gib, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ("llama-3.1-8b", 131_072 * 128 * 2),
+        ("mixtral-8x7b", 32_768 * 128 * 2),
+        ("deepseek-v2-lite", 163_840 * 64 * 2),  # of each head only the part with the position
+    ],
+)
+def test_the_table_of_positions_has_a_sine_and_a_cosine_for_each_pair(model, size):
+    assert rotary_bytes(catalogue()[model].architecture) == size
+
+
+def test_without_a_longest_context_there_is_no_table():
+    assert rotary_bytes(architecture(TINY_MOE)) == 0
 
 
 @given(tp=st.sampled_from([1, 2, 4, 8]), model=st.sampled_from(["mixtral-8x7b", "llama-3.1-8b"]))
