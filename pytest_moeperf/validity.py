@@ -210,8 +210,8 @@ def _stall(
     return Finding(
         code="stall",
         message=message.format(quantity(wait_ms, "ms"), quantity(usual_wait_ms, "ms")),
-        advice="the engine compiles for batch sizes that it has not met yet: "
-        "warm up with the shapes of this workload",
+        advice="the engine compiled for a batch that it had not met, or its host was held up: "
+        "warm up with the shapes of this workload, or see what else the host does",
     )
 
 
