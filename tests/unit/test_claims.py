@@ -228,6 +228,18 @@ def test_a_server_that_was_warm_has_no_cold_play(make_recording, make_start, pla
     assert from_baseline(Baseline.begun(recording)).plays("tpot_ms.p50", "cold") == []
 
 
+@pytest.mark.parametrize(("caches", "cold"), [("warm", []), ("cold", [[99.0]]), (None, [[99.0]])])
+def test_a_server_that_found_compiled_kernels_was_not_cold(
+    make_recording, make_start, caches, cold
+):
+    warmup = tuple(Sample(seed=0, values={"tpot_ms.p50": value}) for value in (99.0, 40.0))
+    start = replace(make_start(), warmup=warmup)
+    if caches is not None:
+        start = replace(start, environment={**start.environment, "engine_caches": caches})
+    stored = from_baseline(Baseline.begun(make_recording(start=start)))
+    assert stored.plays("tpot_ms.p50", "cold") == cold
+
+
 def test_digest_and_version_are_no_part_of_a_cell(make_recording, fingerprint):
     now = replace(fingerprint, model="mini-moe@0123abcd", workload="burst-n4-isl8-osl8@1 ttft<=9")
     cell = from_baseline(Baseline.begun(make_recording(fingerprint=now)))
