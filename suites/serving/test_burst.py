@@ -7,9 +7,12 @@ def gates(gpu):
     return ("output_throughput", "ttft_ms.p50") if gpu.name == "cpu" else ("output_throughput",)
 
 
-def test_as_many_as_published(measure, plain, chats, gates):
-    """The load of published figures of dense models holds the baseline, and answers them."""
-    measure(plain, chats).gate(*gates)
+def test_as_many_as_published(measure, plain, chats):
+    """The load of published figures of dense models holds the baseline, and answers them.
+
+    By its latency, which may move by 5 %: a burst of a second moves by 3 % from start to start.
+    """
+    measure(plain, chats).gate("e2el_ms.p50")
 
 
 def test_all_requests_at_once(measure, model, burst, gates):
