@@ -150,6 +150,12 @@ def resolve_hardware(asked: str = AUTO, *, gpus: Sequence[Gpu] | None = None) ->
         known = [AUTO, CPU, *(each.name for each in hardware_classes() if each.name != CPU)]
         found = ", ".join(f"{len(group)}x {group[0].name}" for group in groups.values())
         here = f"this machine has {found or 'no NVIDIA GPU'}"
+        number, _, alone = asked.partition("x")
+        if number.isdigit() and alone in known:
+            raise UsageError(
+                f"--gpu {asked}: give the class alone, --gpu {alone}; of its GPUs all are used "
+                f"that CUDA_VISIBLE_DEVICES shows; {here}"
+            )
         if asked not in known:
             raise UsageError(f"--gpu {asked}: unknown; valid are {', '.join(known)}; {here}")
         usable = ", ".join(f"--gpu {name}" for name in (*groups, CPU))

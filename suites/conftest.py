@@ -30,6 +30,7 @@ ON_GPUS = {
     "model": (MIXTRAL, LLAMA, MIXTRAL_TP2, LLAMA_TP2, MIXTRAL_EP2),
     "mixture": (MIXTRAL, MIXTRAL_TP2, MIXTRAL_EP2),
     "plain": (LLAMA, LLAMA_TP2),
+    "online": (MIXTRAL, LLAMA, MIXTRAL_TP2),
     "moe": MIXTRAL,
     "dense": LLAMA,
     "moe_tp2": MIXTRAL_TP2,
@@ -51,6 +52,7 @@ ON_CPU = {
     "model": ServerSpec("mini-moe"),
     "mixture": ServerSpec("mini-moe"),
     "plain": None,
+    "online": ServerSpec("mini-moe"),
     "moe": ServerSpec("mini-moe"),
     "dense": ServerSpec("mini-dense"),
     "moe_tp2": None,
@@ -68,10 +70,10 @@ ON_CPU = {
     "more_experts": None,
     "narrower": None,
 }
-"""`model` is each that there is, `mixture` each with experts, `plain` each without; a single name
-is for comparisons. `dense` has the size that one token of `moe` activates, or nearly. `specialised`
-has learned three kinds of text alone, so that its experts are those of a kind; Mixtral's are not.
-"""
+"""`model` is each that there is, `mixture` each with experts, `plain` each without, `online` those
+that arrivals are timed on, which takes long; a single name is for comparisons. `dense` has the
+size that one token of `moe` activates, or nearly. `specialised` has learned three kinds of text
+alone, so that its experts are those of a kind; Mixtral's are not."""
 
 
 def pytest_moeperf_servers(hardware):

@@ -112,7 +112,7 @@ def test_all_tests_are_there_for_every_server(shipped):
         "serving/test_burst.py::test_all_requests_at_once": 10,
         "serving/test_burst.py::test_as_many_as_published": 2 * 2,
         "serving/test_single_stream.py::test_one_request_at_a_time": 10,
-        "serving/test_rate_ladder.py::test_requests_arrive_at_a_fixed_rate": 10 * 4,
+        "serving/test_rate_ladder.py::test_requests_arrive_at_a_fixed_rate": 2 * 3 * 4,
         "serving/test_batch_ladder.py::test_streams_decode_together": 10 * 7,
         "health/test_log_guards.py::test_experts_run_on_the_same_kernels": 2 * 3,
         "compare/test_tensor_parallel.py::test_two_gpus_over_one_with_experts": 2,

@@ -74,6 +74,15 @@ def test_a_class_that_nobody_knows_lists_the_known_ones():
     )
 
 
+def test_a_number_before_the_class_is_told_what_decides_on_it():
+    with pytest.raises(UsageError) as caught:
+        resolve_hardware("2xh200", gpus=gpus("NVIDIA H200", "NVIDIA H200"))
+    assert str(caught.value) == (
+        "--gpu 2xh200: give the class alone, --gpu h200; of its GPUs all are used that "
+        "CUDA_VISIBLE_DEVICES shows; this machine has 2x NVIDIA H200"
+    )
+
+
 def test_a_gpu_that_is_not_listed_can_be_asked_for_by_its_own_class():
     found = resolve_hardware("gb200", gpus=gpus("NVIDIA GB200"))
     assert (found.name, found.facts) == ("gb200", None)
