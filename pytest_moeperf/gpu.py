@@ -151,10 +151,10 @@ def resolve_hardware(asked: str = AUTO, *, gpus: Sequence[Gpu] | None = None) ->
         found = ", ".join(f"{len(group)}x {group[0].name}" for group in groups.values())
         here = f"this machine has {found or 'no NVIDIA GPU'}"
         number, _, alone = asked.partition("x")
-        if number.isdigit() and alone in known:
+        if number.isdigit() and alone in groups:
             raise UsageError(
-                f"--gpu {asked}: give the class alone, --gpu {alone}; of its GPUs all are used "
-                f"that CUDA_VISIBLE_DEVICES shows; {here}"
+                f"--gpu {asked}: give the class alone, --gpu {alone}; how many GPUs a server takes "
+                f"is in its spec, and CUDA_VISIBLE_DEVICES says of which; {here}"
             )
         if asked not in known:
             raise UsageError(f"--gpu {asked}: unknown; valid are {', '.join(known)}; {here}")

@@ -90,7 +90,7 @@ def earlier_sentence(answered: Sequence[Answer]) -> str:
         and all(by_one_earlier(each) for each in refuting)
     ]
     if not which:
-        return "Every measured refutation is by the suites."
+        return "Every claim that measurements refute has a figure that the suites measured."
     return (
         f"**One start.** The refutations of {', '.join(which)} each rest on a single server start "
         "that another client measured; of a ratio, at least one side does."

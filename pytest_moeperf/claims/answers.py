@@ -85,7 +85,7 @@ class Result:
     ours: Estimate | None = None
     """Warm, where it was measured."""
     cold: Estimate | None = None
-    """Of the first play of the workload on each start."""
+    """Of the first play of the workload on each start that was cold."""
     cells: Cells | None = None
     """By which it was measured."""
     stored: tuple[Stored, ...] = ()

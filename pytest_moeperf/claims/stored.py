@@ -23,7 +23,8 @@ class Start:
     """What one server start gave, by metric."""
 
     cold: Mapping[str, Sequence[float]]
-    """The first play of the workload, before the warm-up, as a column of one."""
+    """The first play of the workload, before the warm-up, as a column of one; empty where the
+    server was not cold."""
     warm: Mapping[str, Sequence[float]]
     """The valid repeats."""
 

@@ -115,8 +115,9 @@ def weight_bytes(arch: Architecture, *, tensor_parallel_size: int = 1) -> int:
 def rotary_bytes(arch: Architecture) -> int:
     """Size of the sines and cosines of all positions, in bytes: whole on each GPU, no weights.
 
-    vLLM's `RotaryEmbedding` keeps one table for all layers, in the model's dtype. It shows where
-    the weights are shared out and the context is long: of Llama-3.1-8B 0.4 % at TP=2.
+    vLLM's `RotaryEmbedding` keeps one table for all layers, in the model's dtype, as long as
+    `max_position_embeddings`. It shows where the weights are shared out and the context is long:
+    of Llama-3.1-8B 0.4 % at TP=2.
     """
     turned = arch.head_dim if arch.latent is None else arch.latent.rope_dim
     return arch.positions * turned * arch.dtype_bytes

@@ -8,11 +8,11 @@ def gates(gpu):
 
 
 def test_as_many_as_published(measure, plain, chats):
-    """The load of published figures of dense models holds the baseline, and answers them.
+    """The load of published figures of dense models is taken in no slower than the baseline.
 
-    By its latency, which may move by 5 %: a burst of a second moves by 3 % from start to start.
+    That is the steadiest of its figures: the burst is too short for its throughput to be one.
     """
-    measure(plain, chats).gate("e2el_ms.p50")
+    measure(plain, chats).gate("ttft_ms.p90")
 
 
 def test_all_requests_at_once(measure, model, burst, gates):

@@ -78,9 +78,15 @@ def test_a_number_before_the_class_is_told_what_decides_on_it():
     with pytest.raises(UsageError) as caught:
         resolve_hardware("2xh200", gpus=gpus("NVIDIA H200", "NVIDIA H200"))
     assert str(caught.value) == (
-        "--gpu 2xh200: give the class alone, --gpu h200; of its GPUs all are used that "
-        "CUDA_VISIBLE_DEVICES shows; this machine has 2x NVIDIA H200"
+        "--gpu 2xh200: give the class alone, --gpu h200; how many GPUs a server takes is in its "
+        "spec, and CUDA_VISIBLE_DEVICES says of which; this machine has 2x NVIDIA H200"
     )
+
+
+@pytest.mark.parametrize("asked", ["2xcpu", "2xh100", "x", "2x"])
+def test_a_number_before_anything_else_is_unknown(asked):
+    with pytest.raises(UsageError, match=f"--gpu {asked}: unknown; valid are auto, cpu"):
+        resolve_hardware(asked, gpus=gpus("NVIDIA H200"))
 
 
 def test_a_gpu_that_is_not_listed_can_be_asked_for_by_its_own_class():
