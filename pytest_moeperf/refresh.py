@@ -105,7 +105,12 @@ class Candidate:
             failed += code == _PYTEST_FAILED
             after = _counts(self.read())
             stuck = [place for place in lacking if after.get(place, 0) <= before[place]]
-            if not after or (lacking and len(stuck) == len(lacking)):
+            if stuck and stuck == lacking and code != _PYTEST_FAILED:
+                raise MoeperfError(
+                    f"the chosen tests add nothing to {stuck[0]}: use the -k and the suites of the "
+                    "first call, or --restart"
+                )
+            if not after or (stuck and stuck == lacking):
                 what = f" to {stuck[0]}" if stuck else ""
                 raise MoeperfError(
                     f"the run above added no start{what} (pytest ended with {code}); what was "

@@ -7,7 +7,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_moeperf.cli.streams import checked_output, forgiving_messages
+from pytest_moeperf.cli.streams import UnreadError, checked_output, forgiving_messages
 from pytest_moeperf.errors import MoeperfError, UsageError
 
 if TYPE_CHECKING:
@@ -59,13 +59,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand: 0 fine, 1 a failed check, 2 misuse, 130 interrupted, 141 unread."""
+    """Run one subcommand, and tell how it went as docs/ci.md says.
+
+    0 fine, 1 a check or a command failed, 2 misuse or an output that is closed or cannot be
+    written, 130 interrupted, 141 unread.
+    """
     with forgiving_messages():
         try:
             with checked_output():
                 args = _parser().parse_args(argv)
                 code: int = args.run(args)
-        except BrokenPipeError:
+        except UnreadError:
             # The reader, such as `head`, has enough.
             return EXIT_UNREAD
         except UsageError as error:

@@ -13,7 +13,11 @@ from pytest_moeperf.files import reason_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["checked_output", "forgiving_messages"]
+__all__ = ["UnreadError", "checked_output", "forgiving_messages"]
+
+
+class UnreadError(Exception):
+    """Nobody reads standard output any more. No OSError, which another file could have raised."""
 
 
 @contextlib.contextmanager
@@ -23,15 +27,19 @@ def checked_output() -> Iterator[None]:
     Raises:
         UsageError: Standard output is closed, or cannot be written: 1 would say of a command that
             what it checks failed.
-        BrokenPipeError: Nobody reads it any more.
+        UnreadError: Nobody reads it any more.
     """
     # What Python makes of a closed one.
     if sys.stdout is None:
         raise UsageError("standard output is closed: send it to a file, a pipe or /dev/null")
-    output = cast("TextIO", _Output(sys.stdout))
+    output, forgiving = cast("TextIO", _Output(sys.stdout)), _Stream(sys.stdout)
     with contextlib.redirect_stdout(output):
         try:
             yield
+        except (Exception, KeyboardInterrupt):
+            # That is what is told, not what became of the output.
+            forgiving.flush()
+            raise
         finally:
             # Now, and not at exit, where it could no longer be told in one line.
             output.flush()
@@ -81,5 +89,5 @@ class _Output(_Stream):
     def _fail(self, error: OSError) -> None:
         super()._fail(error)
         if isinstance(error, BrokenPipeError):
-            raise error
+            raise UnreadError from error
         raise UsageError(f"cannot write standard output: {reason_of(error)}") from error

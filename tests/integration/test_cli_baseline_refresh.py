@@ -386,20 +386,28 @@ def test_a_report_is_not_read_where_nothing_is_lacking(refresh, measured, ended)
     assert "run.json" not in out
 
 
-def test_a_lacking_cell_that_the_typed_tests_leave_out_is_named(
+NOTHING_ADDED = (
+    f"moeperf: error: the chosen tests add nothing to {PLACE}: use the -k and the suites of the "
+    "first call, or --restart\n"
+)
+
+
+def test_that_the_typed_tests_add_nothing_to_what_is_lacking_is_told(
     refresh, measured, pytest_ends, ended, play
 ):
     ended(
         [measured(20.0), measured(20.0, 20.0, cell="serving/full")],
         [play(LOAD, CELL, Outcome.RECORDED), play(OTHER, "serving/full", Outcome.RECORDED)],
     )
+    # All that -k chose is deselected.
     pytest_ends(5)
-    code, _, err = refresh("-k", "test_other", "--yes")
-    assert code == 1
-    assert err.startswith(
-        f"moeperf: error: the run above added no start to {PLACE} (pytest ended with 5); "
-    )
-    assert err.count("\n") == 1
+    assert refresh("-k", "test_other", "--yes")[::2] == (1, NOTHING_ADDED)
+
+
+def test_it_is_told_as_well_where_they_passed(refresh, measured, pytest_ends):
+    store.write_baselines(CANDIDATE, [measured(20.0)])
+    pytest_ends(0)
+    assert refresh("-k", "test_other", "--yes")[::2] == (1, NOTHING_ADDED)
 
 
 def test_a_candidate_that_somebody_removes_meanwhile_is_one_line(refresh, measured, pytest_ends):
@@ -412,5 +420,5 @@ def test_a_candidate_that_somebody_removes_meanwhile_is_one_line(refresh, measur
     pytest_ends(0, remove)
     code, _, err = refresh("--yes")
     assert code == 1
-    assert err.startswith(f"moeperf: error: the run above added no start to {PLACE} ")
+    assert err.startswith(f"moeperf: error: the chosen tests add nothing to {PLACE}: ")
     assert err.count("\n") == 1

@@ -124,3 +124,62 @@ def test_what_was_typed_wrong_is_said_where_there_is_nothing_to_write(environmen
 )
 def test_where_messages_go_nowhere_the_exit_code_still_tells(words, streams, code, environment):
     assert ended(words, streams, environment) == (code, "")
+
+
+FAILING = """\
+import sys
+from pytest_moeperf.cli import fit, main
+from pytest_moeperf.errors import MoeperfError
+
+def run(_args):
+    print("what it found")
+    raise {error}
+
+fit.run = run
+sys.exit(main(["fit", "mixtral-8x7b", "--gpu", "h100"]))
+"""
+
+
+@pytest.fixture(params=["full", "unread"])
+def bad_output(request):
+    """A file that takes no output, from the moment when it leaves the buffer."""
+    if request.param == "full":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    yield descriptor
+    os.close(descriptor)
+
+
+def failing(error, output):
+    """Exit code and standard error of a command that prints and then raises `error`."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING.format(error=error)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        ("MoeperfError('no such thing')", 1, "moeperf: error: no such thing\n"),
+        ("KeyboardInterrupt", 130, "moeperf: interrupted\n"),
+    ],
+)
+def test_what_ended_a_command_is_told_and_not_what_became_of_its_output(
+    error, code, message, bad_output
+):
+    assert failing(error, bad_output) == (code, message)
+
+
+def test_another_file_that_nobody_reads_is_not_taken_for_the_output():
+    code, message = failing("BrokenPipeError(32, 'Broken pipe', 'other')", subprocess.DEVNULL)
+    assert code == 1
+    assert message.endswith("BrokenPipeError: [Errno 32] Broken pipe: 'other'\n")
