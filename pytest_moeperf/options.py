@@ -46,7 +46,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--against",
         metavar="SPEC",
         help="Old engine: what looks slower than its baseline is measured on both in turns, each "
-        "time on a fresh server, and only what is slower than this engine fails",
+        "time on a fresh server, and what is slower than this engine fails",
     )
     group.addoption(
         "--baseline",

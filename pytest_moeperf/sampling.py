@@ -166,6 +166,8 @@ class _Case:
             made = self._assess(key, last=True)
             if made.need is None:
                 self.verdicts[key], self.needs[key] = made.verdict, None
+                if self.pairs:
+                    self.remark([key], refusal)
         self.remark(self.open, refusal)
 
     def remark(self, metrics: Sequence[str], clause: str) -> None:

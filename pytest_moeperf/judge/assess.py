@@ -94,7 +94,9 @@ def _screen(case: Case) -> Assessment:
 def _need_of_screen(case: Case, contrast: Contrast) -> Need | None:
     """What a doubtful cell takes before it may be blamed."""
     starts = len(case.today)
-    if case.can_pair:
+    # To have an old engine that no limit lets run must not hide what is blamed without one.
+    unasked = case.evidence.last and not case.old and case.gross(contrast)
+    if case.can_pair and not unasked:
         return Need.PAIR if starts >= SCREENING_STARTS or case.pairs else Need.START
     return Need.START if starts < case.starts_to_blame(contrast) else None
 

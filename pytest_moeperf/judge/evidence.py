@@ -160,6 +160,11 @@ class Case:
         beyond = contrast.effect_log < -self.policy.tolerance_log
         return beyond and contrast.p_worse <= self.p_limit
 
+    def gross(self, contrast: Contrast) -> bool:
+        """So much worse that neither noise nor drift explains it."""
+        beyond = contrast.effect_log < -GROSS * self.policy.tolerance_log
+        return beyond and self.worse(contrast)
+
     def explained_by_gpu(self, contrast: Contrast) -> bool:
         """Whether one GPU of a product may be so much slower than another one."""
         limit_log = -self.policy.tolerance_log - BETWEEN_GPUS_LOG
@@ -171,8 +176,7 @@ class Case:
         if self.explained_by_gpu(contrast) and self.worse(contrast):
             # More of them would show the same.
             return min(usual, SCREENING_STARTS)
-        gross = contrast.effect_log < -GROSS * self.policy.tolerance_log
-        if not (gross and self.worse(contrast)):
+        if not self.gross(contrast):
             return usual
         return min(usual, SCREENING_STARTS if self.evidence.last else GROSS_STARTS)
 

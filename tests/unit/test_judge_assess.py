@@ -104,8 +104,16 @@ def test_where_there_will_be_no_third_start_such_a_loss_takes_two():
         found = judged(starts, last=True)
         assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.START)
         assert found.verdict.reason.endswith(f"to blame the engine takes {least} starts today")
-    # The old engine could still tell.
-    assert judged([24.0] * 2, last=True, can_pair=True).need is Need.PAIR
+
+
+def test_an_old_engine_that_cannot_be_asked_any_more_hides_no_such_loss():
+    found = judged([24.0] * 2, last=True, can_pair=True)
+    assert (found.verdict.outcome, found.need) == (Outcome.REGRESSED, None)
+    assert judged([24.0], last=True, can_pair=True).need is Need.START
+    assert judged([22.0] * 2, last=True, can_pair=True).need is Need.PAIR
+    # It ran once, and was as slow: the machine may be to blame.
+    found = judged([24.0] * 2, old=[24.0], new=[24.0], last=True, can_pair=True)
+    assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.PAIR)
 
 
 def test_eager_mode_on_an_h200_is_blamed_by_two_starts():

@@ -362,10 +362,20 @@ def test_so_many_starts_and_no_more(night, most):
 
 
 def test_an_a_b_that_could_not_be_finished_is_not_begun(night):
-    run, sampler = night(new=(24.0,), against="vllm==0.31.0", max_starts=3)
+    run, sampler = night(new=(22.0,), against="vllm==0.31.0", max_starts=3)
     verdict, result = judged(run, sampler)
     assert (verdict.outcome, result.old) == (Outcome.INCONCLUSIVE, ())
     assert verdict.reason.endswith("; no A/B of 3 more pairs of starts within --max-starts 3")
+
+
+def test_a_gross_loss_is_blamed_without_the_a_b_that_no_limit_allows(night):
+    run, sampler = night(new=(24.0,), against="vllm==0.31.0", max_starts=3)
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, verdict.paired, result.old) == (Outcome.REGRESSED, False, ())
+    assert verdict.reason.endswith(
+        ", unpaired: 2 starts today against 5 stored starts; no A/B of 3 more pairs of starts "
+        "within --max-starts 3"
+    )
 
 
 def test_without_minutes_nothing_is_bought(night):
