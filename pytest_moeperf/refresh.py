@@ -6,15 +6,20 @@ may come from several days.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_moeperf import store
+from pytest_moeperf import files, store
 from pytest_moeperf.document import parse, printable, validate
 from pytest_moeperf.errors import BaselineError, MoeperfError, UsageError
 from pytest_moeperf.gate import STARTUP
@@ -39,6 +44,8 @@ _PYTEST_MISUSE = {
 
 _FAILED = frozenset({Outcome.INVALID, Outcome.REGRESSED})
 """Outcomes that end a test, maybe before it records."""
+_SAME_SESSION_S = 6 * 3600
+"""An interrupted call that goes on so soon goes on with its session: no drift of days is in it."""
 _SOME_PLACE = ""
 """Of what a test may record when it goes well; no baseline has enough starts there."""
 
@@ -66,6 +73,8 @@ class Candidate:
         self.folder = folder
         self.baselines = folder / "baselines"
         self._out = folder / "out"
+        self._begun = folder / "command.json"
+        """What pytest is called with for it, and the session of a call that has not ended."""
         self._adds_to: dict[str, set[str]] = {}
         """Places of the baselines that a test adds to, by its id, as its last play showed."""
 
@@ -73,7 +82,10 @@ class Candidate:
         """What was measured so far, by place; MoeperfError where a file is bad."""
         shelf = read_folder(self.baselines) if self.baselines.is_dir() else Shelf("")
         if shelf.unreadable:
-            raise MoeperfError(f"{shelf.unreadable[0]}; begin anew with --restart")
+            raise MoeperfError(
+                f"{shelf.unreadable[0]}; or remove that file, and its cell is measured again; "
+                "--restart begins anew"
+            )
         return shelf.baselines
 
     def discard(self) -> None:
@@ -84,13 +96,14 @@ class Candidate:
         """Run pytest until this call has measured its share; how many runs had failing tests.
 
         Raises:
-            UsageError: pytest could not run the tests at all.
+            UsageError: pytest could not run the tests at all, or others were begun with.
             MoeperfError: A run added nothing to a cell that lacks starts.
         """
         before = _counts(self.read())
+        session = self._begin(plan)
         fewest = min(before.values(), default=0)
         target = min(plan.starts, fewest + plan.starts_a_session)
-        session, failed = uuid.uuid4().hex[:12], 0
+        failed = 0
         while not before or min(before.values()) < target:
             self._learn(announce)
             lacking = [place for place, count in before.items() if count < target]
@@ -118,7 +131,29 @@ class Candidate:
                     "from there; --restart begins anew"
                 )
             before = after
+        self._note(plan, session=None)
         return failed
+
+    def _begin(self, plan: Plan) -> str:
+        """Refuse a candidate of other tests or engines; the session to measure in."""
+        session = None
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+            noted = json.loads(self._begun.read_text(encoding="utf-8"))
+            begun_with, before = shlex.join(noted["pytest"]), shlex.join(plan.pytest_arguments)
+            if begun_with != before and self.baselines.is_dir():
+                raise UsageError(
+                    f"{self.folder} holds what `pytest {printable(begun_with)}` measured, and this "
+                    f"is `pytest {before}`: type that command again, or --restart to forget it"
+                )
+            if time.time() - self._begun.stat().st_mtime < _SAME_SESSION_S:
+                session = noted["session"]
+        session = session or uuid.uuid4().hex[:12]
+        self._note(plan, session=session)
+        return session
+
+    def _note(self, plan: Plan, *, session: str | None) -> None:
+        noted = {"pytest": plan.pytest_arguments, "session": session}
+        files.write_text_atomic(self._begun, f"{json.dumps(noted)}\n")
 
     def _tests_with_enough(self, counts: Mapping[str, int], target: int) -> list[str]:
         """Tests that would add nothing; none where it is not known which test adds to a baseline.
@@ -162,27 +197,43 @@ class Candidate:
     def _record(self, plan: Plan, session: str, without: Sequence[str]) -> int:
         from pytest_moeperf.run import SESSION_VARIABLE  # noqa: PLC0415 - only to measure
 
-        ran = subprocess.run(
+        code = _pytest(
             [
-                *(sys.executable, "-m", "pytest", *plan.pytest_arguments),
+                *plan.pytest_arguments,
                 *("--baseline", "record", "--baseline-dir", str(self.baselines)),
                 *("--moeperf-out", str(self._out)),
                 *(f"--deselect={test}" for test in without),
             ],
             # One session for all runs of this call: they share a machine and an hour.
-            env={**os.environ, SESSION_VARIABLE: session},
-            check=False,
+            {SESSION_VARIABLE: session},
         )
-        if ran.returncode == _PYTEST_WITHOUT_TESTS and without:
-            return ran.returncode  # Those that would add a start are not among its arguments.
-        if ran.returncode in _PYTEST_MISUSE:
+        if code == _PYTEST_WITHOUT_TESTS and without:
+            return code  # Those that would add a start are not among its arguments.
+        if code in _PYTEST_MISUSE:
+            kept = f"; what was measured stays in {self.folder}" if self.baselines.is_dir() else ""
             raise UsageError(
-                f"pytest could not measure: {_PYTEST_MISUSE[ran.returncode]} (exit code "
-                f"{ran.returncode}, see above); what was measured stays in {self.folder}"
+                f"pytest could not measure: {_PYTEST_MISUSE[code]} (exit code {code}, see above)"
+                f"{kept}"
             )
-        if ran.returncode not in {0, _PYTEST_FAILED}:
-            raise MoeperfError(f"pytest ended with {ran.returncode}, see above")
-        return ran.returncode
+        if code not in {0, _PYTEST_FAILED}:
+            raise MoeperfError(f"pytest ended with {code}, see above")
+        return code
+
+
+def _pytest(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
+    """Run pytest to its end; a Ctrl-C as well lets it stop its servers and store what it has."""
+    command = [sys.executable, "-m", "pytest", *arguments]
+    with subprocess.Popen(command, env={**os.environ, **variables}) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # A terminal has told pytest too.
+            if sys.stdin is None or not sys.stdin.isatty():
+                process.send_signal(signal.SIGINT)
+            while process.poll() is None:
+                with contextlib.suppress(KeyboardInterrupt):
+                    process.wait()
+            raise
 
 
 def _counts(baselines: Mapping[str, Baseline]) -> dict[str, int]:

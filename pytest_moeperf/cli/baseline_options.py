@@ -68,7 +68,8 @@ def _of_cell(root: Path, name: str) -> Sequence[Path]:
     found = [
         path
         for path in store.find(root)
-        if "/".join(path.relative_to(root).with_suffix("").parts[2:]).startswith(name)
+        for parts in (path.relative_to(root).with_suffix("").parts,)
+        if any("/".join(parts[first:]).startswith(name) for first in (0, 2))
     ]
     if not found:
         raise UsageError(

@@ -84,7 +84,17 @@ def _refresh(args: argparse.Namespace) -> int:
         raise UsageError("--reason is empty: say why the figures change, for who reads the diff")
     if args.restart:
         candidate.discard()
-    failed = candidate.measure(plan, lambda phase: print(f"refresh: {phase}", flush=True))
+    # Rather than after an hour on a GPU.
+    files.ensure_writable(args.baseline_dir)
+    try:
+        failed = candidate.measure(plan, lambda phase: print(f"refresh: {phase}", flush=True))
+    except KeyboardInterrupt:
+        print(
+            f"\nrefresh: what was measured stays in {_CANDIDATE}; the same command goes on from "
+            "there",
+            flush=True,
+        )
+        raise
     if failed:
         print(f"refresh: tests failed in {failed} of the runs above: look at them before you store")
     measured = candidate.read()

@@ -1,7 +1,7 @@
 """`moeperf baseline refresh` once it has measured; `tests/plugin` has it measure."""
 
 import dataclasses
-import subprocess
+import os
 from pathlib import Path
 
 import pytest
@@ -57,17 +57,24 @@ def refresh(capsys):
 
 
 @pytest.fixture
-def pytest_ends(monkeypatch):
+def sessions():
+    """Those that the runs of pytest were in."""
+    return []
+
+
+@pytest.fixture
+def pytest_ends(monkeypatch, sessions):
     """Lets pytest end with an exit code at once, after it did something."""
     commands = []
 
     def end(code, work=lambda: None):
-        def run(command, **_):
-            commands.append(command)
+        def run(arguments, variables):
+            commands.append(arguments)
+            sessions.append(variables["MOEPERF_SESSION"])
             work()
-            return subprocess.CompletedProcess(command, code)
+            return code
 
-        monkeypatch.setattr("pytest_moeperf.refresh.subprocess.run", run)
+        monkeypatch.setattr("pytest_moeperf.refresh._pytest", run)
         return commands
 
     return end
@@ -187,8 +194,8 @@ def test_pytest_is_told_what_and_where_to_record(refresh, measured, pytest_ends)
     words = ["--gpu", "h200", "--engine", "vllm==0.24.0", "--engine", "vllm", "-k", "burst"]
     assert refresh(*words, "--pytest-args=--repeats 5", "--yes", "suites/serving")[0] == 0
     [command] = commands
-    assert command[1:] == [
-        *("-m", "pytest", "suites/serving", *words, "--repeats", "5"),
+    assert command == [
+        *("suites/serving", *words, "--repeats", "5"),
         *("--baseline", "record", "--baseline-dir", str(CANDIDATE)),
         *("--moeperf-out", ".moeperf/candidate/out"),
     ]
@@ -242,7 +249,9 @@ def test_a_damaged_candidate_is_one_line(refresh):
     path.write_text("{")
     code, _, err = refresh("--yes")
     assert code == 1
-    assert err.endswith("; begin anew with --restart\n")
+    assert err.endswith(
+        "; or remove that file, and its cell is measured again; --restart begins anew\n"
+    )
     assert err.count("\n") == 1
 
 
@@ -408,6 +417,60 @@ def test_it_is_told_as_well_where_they_passed(refresh, measured, pytest_ends):
     store.write_baselines(CANDIDATE, [measured(20.0)])
     pytest_ends(0)
     assert refresh("-k", "test_other", "--yes")[::2] == (1, NOTHING_ADDED)
+
+
+def test_a_candidate_of_other_tests_or_engines_is_not_stored_for_these(
+    refresh, measured, pytest_ends
+):
+    pytest_ends(0, lambda: store.write_baselines(CANDIDATE, [measured(20.0)]))
+    assert refresh("-k", "moe or it", "--sessions", "2")[0] == 0
+    commands = pytest_ends(0)
+    code, out, err = refresh("--engine", "vllm==0.33.0", "--sessions", "2", "--yes")
+    assert (code, out, len(commands)) == (2, "", 1)
+    assert err == (
+        "moeperf: error: .moeperf/candidate holds what `pytest suites -k 'moe or it'` measured, "
+        "and this is `pytest suites --engine vllm==0.33.0`: type that command again, or --restart "
+        "to forget it\n"
+    )
+    pytest_ends(0, lambda: store.write_baselines(CANDIDATE, [measured(21.0)]))
+    assert refresh("--engine", "vllm==0.33.0", "--sessions", "2", "--restart")[0] == 0
+
+
+def test_an_interrupted_call_goes_on_in_its_session(refresh, measured, pytest_ends, sessions):
+    def interrupt():
+        store.write_baselines(CANDIDATE, [measured(20.0)])
+        raise KeyboardInterrupt
+
+    pytest_ends(0, interrupt)
+    code, out, err = refresh("--starts", "4", "--sessions", "2")
+    assert (code, err) == (130, "moeperf: interrupted\n")
+    assert out.endswith(
+        "\nrefresh: what was measured stays in .moeperf/candidate; the same command goes on from "
+        "there\n"
+    )
+    pytest_ends(0, lambda: store.write_baselines(CANDIDATE, [measured(*[20.0] * 3)]))
+    refresh("--starts", "4", "--sessions", "2")
+    # That call ended, so the next one is another session.
+    pytest_ends(0, interrupt)
+    refresh("--starts", "4", "--sessions", "2")
+    begun = RUN_JSON.parents[1] / "command.json"
+    os.utime(begun, (1.0, 1.0))
+    # And so is one on another day.
+    pytest_ends(0, lambda: store.write_baselines(CANDIDATE, [measured(*[20.0] * 4)]))
+    refresh("--starts", "4", "--sessions", "2", "--yes")
+    first, again, second, later = sessions
+    assert first == again
+    assert len({again, second, later}) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(refresh, pytest_ends):
+    commands = pytest_ends(0)
+    Path("file").touch()
+    code, _, err = refresh("--baseline-dir", "file/figures", "--yes")
+    assert (code, commands) == (1, [])
+    assert err == (
+        "moeperf: error: cannot write file/figures: a file is in the place of one of its folders\n"
+    )
 
 
 def test_a_candidate_that_somebody_removes_meanwhile_is_one_line(refresh, measured, pytest_ends):

@@ -112,6 +112,13 @@ def test_show_tells_of_anchor_and_known_regressions(moeperf):
     assert out.endswith("gate: +25.0%  anchor: 30.8\n")
 
 
+@pytest.mark.parametrize("typed", [f"cpu/vllm/{CELL}", "cpu/vllm/serv"])
+def test_a_cell_is_found_by_its_place_as_by_its_name(moeperf, typed):
+    found = moeperf("show", typed)
+    assert found[0] == 0
+    assert found == moeperf("show", CELL)
+
+
 def test_show_of_something_unknown_is_one_line(moeperf):
     code, out, err = moeperf("show", "servng")
     assert (code, out) == (2, "")

@@ -3,7 +3,10 @@
 import dataclasses
 import io
 import json
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +159,49 @@ def test_starts_are_spread_over_sessions(refresh, repository):
     assert len({start.session_id for start in stored(repository.root).starts}) == 2
 
 
+LONG = """
+from pathlib import Path
+
+def test_that_takes_long(measure, moe):
+    Path("begun").touch()
+    measure(moe, ClosedLoop(concurrency=1, isl=4, osl=100, requests=100)).gate("output_throughput")
+"""
+
+
+def test_after_a_ctrl_c_pytest_stops_its_servers_and_keeps_what_it_has(repository):
+    repository.write(SUITE + LONG)
+    words = [*map(str, repository._process_arguments(())), "--ignore-finding", "client_cpu"]
+    process = subprocess.Popen(
+        [
+            *(
+                sys.executable,
+                "-c",
+                "import sys; from pytest_moeperf.cli import main; sys.exit(main())",
+            ),
+            *("baseline", "refresh", "--reason", "first"),
+            *(f"--pytest-args={' '.join(words)}", "serving"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not Path("begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "KeyboardInterrupt" in out
+    *_, told, last = out.splitlines()
+    assert told.startswith("refresh: what was measured stays in .moeperf/candidate; the same ")
+    assert last == "moeperf: interrupted"
+    candidate = Path(".moeperf", "candidate")
+    report = json.loads((candidate / "out" / "run.json").read_text())
+    assert (report["finished"], report["outcomes"]) == (False, {"RECORDED": 2})
+    assert len(store.read(candidate / "baselines" / f"{PLACE}.json").starts) == 1
+
+
 def test_starts_that_vary_too_much_are_refused_and_kept_for_more(refresh, repository):
     refresh("--starts", "2", "--sessions", "2", "--yes")
     repository.script(ttft_ms=20, itl_ms=70)
@@ -193,8 +239,7 @@ def test_a_suite_that_cannot_run_ends_in_one_line(refresh, repository):
     code, _, err = refresh("-k", "nothing_is_called_so", "--yes")
     assert code == 2
     assert err.splitlines()[-1] == (
-        "moeperf: error: pytest could not measure: it found no test (exit code 5, see above); "
-        "what was measured stays in .moeperf/candidate"
+        "moeperf: error: pytest could not measure: it found no test (exit code 5, see above)"
     )
 
 
