@@ -21,6 +21,8 @@ LoadFormat = Literal["auto", "dummy"]
 """Whether an engine reads a model's weights or makes them up."""
 
 SPEC = "a ServerSpec"
+_PLACED = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"})
+"""What tells a server its GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,11 @@ class ServerSpec:
         check_truth(SPEC, expert_parallel=self.expert_parallel, counts_experts=self.counts_experts)
         check_choice(SPEC, get_args(LoadFormat), load_format=self.load_format)
         variables = _pairs("env", self.env, str, "{'VLLM_LOGGING_LEVEL': 'DEBUG'}")
+        if taken := sorted({name for name, _ in variables} & _PLACED):
+            raise UsageError(
+                f"env with {taken[0]!r} in {SPEC}: each server gets GPUs of its own; set it where "
+                "pytest is called, to hide others from all servers"
+            )
         sizes = _pairs("overrides", self.overrides, int, "{'num_experts_per_tok': 1}")
         object.__setattr__(self, "flags", _words(self.flags))
         object.__setattr__(self, "env", tuple(sorted(variables)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,9 @@ def _summary(path: Path, baseline: Baseline, *, every: bool) -> dict[str, Any]:
         "expires": baseline.expires,
         "hardware": fingerprint.hardware,
         "known": [asdict(known) for known in baseline.known],
-        "machine": ", ".join(fingerprint.gpus)
+        "machine": ", ".join(
+            f"{number}x {gpu}" for gpu, number in Counter(fingerprint.gpus).items()
+        )
         or (
             f"{fingerprint.cpu_cores} cores of {fingerprint.cpu_model}"
             if fingerprint.cpu_model is not None
@@ -74,6 +77,7 @@ def _summary(path: Path, baseline: Baseline, *, every: bool) -> dict[str, Any]:
         "reason": baseline.reason,
         "routing": None if baseline.routing is None else routing_document(baseline.routing),
         "recorded_at": [start.recorded_at for start in baseline.starts],
+        "server": fingerprint.server,
         "sessions": len({start.session_id for start in baseline.starts}),
     }
 
@@ -100,7 +104,7 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
     yield summary["cell"]
     yield (
         f"  {summary['distribution']} {summary['engine_version'] or '(version not known)'} "
-        f"on {summary['hardware']}: {summary['machine']}"
+        f"on {summary['hardware']}: {summary['machine']}; {summary['server']}"
     )
     counts = f"{_count(len(times), 'start')} of {_count(summary['sessions'], 'session')}"
     span = " to ".join(dict.fromkeys((times[0], times[-1])))

@@ -45,7 +45,7 @@ def test_show_lists_what_every_cell_holds(moeperf):
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "moe/mini-moe.burst",
-        "  vllm 0.32.0 on cpu: 2 cores of AMD EPYC (family 25, model 17)",
+        "  vllm 0.32.0 on cpu: 2 cores of AMD EPYC (family 25, model 17); 4567ef01",
         (
             "  1 start of 1 session, 2026-01-02T03:04:05Z, expires 2026-04-02: "
             "baselines/cpu/vllm/moe/mini-moe.burst.json"
@@ -53,7 +53,7 @@ def test_show_lists_what_every_cell_holds(moeperf):
         "    tpot_ms.p50         31.5 ms  (31.4 to 31.5)  gate: +25.0%",
         "",
         CELL,
-        "  vllm 0.32.0 on cpu: 2 cores of AMD EPYC (family 25, model 17)",
+        "  vllm 0.32.0 on cpu: 2 cores of AMD EPYC (family 25, model 17); 4567ef01",
         f"  2 starts of 1 session, 2026-01-02T03:04:05Z, expires 2026-04-02: {FILE}",
         "  reason: first figures of this machine",
         # the geometric mean of the starts' medians 31.458 and 30.25

@@ -72,6 +72,13 @@ SIZES = "give pairs, as in {'num_experts_per_tok': 1}"
         ({"env": ("A", "1")}, f"env with 'A' in a ServerSpec: {PAIRS}"),
         ({"env": {"A": 1}}, f"env with ('A', 1) in a ServerSpec: {PAIRS}"),
         ({"env": (("A", "1"), ("A", "2"))}, "env with 'A' twice in a ServerSpec: give it once"),
+        (
+            {"env": {"CUDA_VISIBLE_DEVICES": "1"}},
+            (
+                "env with 'CUDA_VISIBLE_DEVICES' in a ServerSpec: each server gets GPUs of its "
+                "own; set it where pytest is called, to hide others from all servers"
+            ),
+        ),
         ({"overrides": {"a": "1"}}, f"overrides with ('a', '1') in a ServerSpec: {SIZES}"),
         ({"overrides": {"a": True}}, f"overrides with ('a', True) in a ServerSpec: {SIZES}"),
         ({"overrides": {"a"}}, f"overrides of type set in a ServerSpec: {SIZES}"),
