@@ -256,11 +256,16 @@ def skip_what_the_machine_lacks(item: pytest.Item, session: MoeperfSession) -> N
     servers = _servers(item)
     reasons = [short, *(_lacking(each, session) for each in servers)]
     if reason := next(filter(None, reasons), ""):
-        pytest.skip(reason)
+        raise _skipped(reason)
     attached = [server.engine for server in servers if is_attached(server.engine)]
     own = item.get_closest_marker(OWN_SERVER) is not None or counts_experts(item)
     if attached and own:
-        pytest.skip(f"needs a server that is started here; --engine {attached[0]} is attached")
+        raise _skipped(f"needs a server that is started here; --engine {attached[0]} is attached")
+
+
+def _skipped(reason: str) -> BaseException:
+    """What skips a test and shows where the test is, as pytest's own mark does, not this line."""
+    return pytest.skip.Exception(reason, _use_item_location=True)
 
 
 def _short_of_gpus(item: pytest.Item, session: MoeperfSession) -> str:

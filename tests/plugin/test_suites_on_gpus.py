@@ -73,7 +73,7 @@ def test_on_one_gpu_each_of_its_two_servers_starts_once(shipped):
     assert outcome.code == 0, outcome.text
     assert labels(outcome) == SERVERS_OF_ONE_GPU
     assert started(outcome) == (2, 2)
-    outcome.shows("SKIPPED * needs 2 GPUs, this machine has 1")
+    outcome.shows("SKIPPED * suites/lifecycle/test_startup.py:*: needs 2 GPUs, this machine has 1")
     assert "no server" not in outcome.text
 
 
