@@ -95,8 +95,11 @@ def joined(
 def first_line(failure: object) -> str:
     """The first line of what pytest tells of a failure: the message, where there is a traceback."""
     crash = getattr(failure, "reprcrash", None)
-    said = failure if crash is None else crash.message.removeprefix("Failed: ")
-    return str(said).strip().partition("\n")[0]
+    if crash is not None:
+        return str(crash.message).removeprefix("Failed: ").strip().partition("\n")[0]
+    first, *more = str(failure).strip().splitlines() or [""]
+    # Of a fixture that is missing pytest tells first where it was asked for.
+    return next((line[1:].strip() for line in more if line.startswith("E ")), first)
 
 
 def packed(contribution: Contribution) -> str:

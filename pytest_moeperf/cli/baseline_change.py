@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf import store
 from pytest_moeperf.cli import baseline_options
-from pytest_moeperf.cli.baseline_options import add_folder, add_targets, confirmed, selected
+from pytest_moeperf.cli.baseline_options import (
+    add_folder,
+    add_targets,
+    confirmed,
+    counted,
+    selected,
+)
 from pytest_moeperf.document import parse, printable, validate
 from pytest_moeperf.errors import BaselineError, UsageError
 from pytest_moeperf.report import baselines as report
@@ -156,7 +162,7 @@ def _anchor(args: argparse.Namespace) -> int:
     old, new = _anchored(root, paths, args.reason)
     changes = what_changed(old, new, today=day)
     print(report.text(changes, unchanged=len(new) - len(changes)), end="")
-    if not changes or not confirmed(f"Anchor {len(changes)} baselines?", yes=args.yes):
+    if not changes or not confirmed(f"Anchor {counted(len(changes))}?", yes=args.yes):
         return 0 if not changes else 1
     with store.locked(root):
         _, new = _anchored(root, paths, args.reason)

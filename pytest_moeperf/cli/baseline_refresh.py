@@ -10,7 +10,7 @@ from pytest_moeperf import files, store
 from pytest_moeperf.admission import refusals
 from pytest_moeperf.baseline import MAX_STARTS
 from pytest_moeperf.cli import baseline_options
-from pytest_moeperf.cli.baseline_options import add_folder, confirmed
+from pytest_moeperf.cli.baseline_options import add_folder, confirmed, counted
 from pytest_moeperf.cli.baseline_review import waiver_advice
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import StorageError, UsageError
@@ -149,7 +149,7 @@ def _store(
     for place, why in refused.items():
         for clause in why:
             print(f"refused: {printable(place)}: {clause}")
-    if not new or not confirmed(f"Store {len(new)} baselines?", yes=args.yes):
+    if not new or not confirmed(f"Store {counted(len(new))}?", yes=args.yes):
         print(f"what was measured stays in {_CANDIDATE}; the same command asks again")
         return 1
     with store.locked(root):

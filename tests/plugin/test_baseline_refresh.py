@@ -135,7 +135,7 @@ def test_without_a_terminal_nothing_is_stored_and_nothing_is_measured_twice(
     code, out, _ = refresh("--starts", "1")
     assert code == 1
     assert out.splitlines()[-2:] == [
-        "Store 1 baselines? Nothing was written: there is no terminal to ask on; add --yes",
+        "Store 1 baseline? Nothing was written: there is no terminal to ask on; add --yes",
         "what was measured stays in .moeperf/candidate; the same command asks again",
     ]
     assert stored(repository.root) is None

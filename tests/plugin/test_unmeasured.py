@@ -22,6 +22,15 @@ def test_an_assertion_of_a_test_is_told_in_its_own_words(suite, server):
     assert note.endswith("test_it[vllm]: AssertionError: assert 'http' == 'ftp:'")
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_of_a_server_that_nobody_named_the_name_is_told(suite, server, workers):
+    suite.write("def test_it(measure, moe_tp8):\n    pass\n")
+    outcome = suite.run_process("--engine", f"vllm={server.url}", *workers)
+    assert outcome.code == pytest.ExitCode.TESTS_FAILED
+    (note,) = [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
+    assert note.endswith("test_it: fixture 'moe_tp8' not found")
+
+
 def test_quiet_runs_still_count_the_verdicts(suite, server):
     outcome = suite.run("--engine", f"vllm={server.url}", "-q")
     assert "2 NO_BASELINE" in outcome.text.splitlines()
