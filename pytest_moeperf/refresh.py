@@ -114,15 +114,11 @@ class Candidate:
                 else ""
             )
             announce(f"start {min(before.values(), default=0) + 1} of {plan.starts}{some}")
+            self._note(plan, session=session)
             code = self._record(plan, session, enough)
             failed += code == _PYTEST_FAILED
             after = _counts(self.read())
             stuck = [place for place in lacking if after.get(place, 0) <= before[place]]
-            if stuck and stuck == lacking and code != _PYTEST_FAILED:
-                raise MoeperfError(
-                    f"the chosen tests add nothing to {stuck[0]}: use the -k and the suites of the "
-                    "first call, or --restart"
-                )
             if not after or (stuck and stuck == lacking):
                 what = f" to {stuck[0]}" if stuck else ""
                 raise MoeperfError(
@@ -136,20 +132,23 @@ class Candidate:
 
     def _begin(self, plan: Plan) -> str:
         """Refuse a candidate of other tests or engines; the session to measure in."""
-        session = None
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+        try:
             noted = json.loads(self._begun.read_text(encoding="utf-8"))
-            begun_with, before = shlex.join(noted["pytest"]), shlex.join(plan.pytest_arguments)
-            if begun_with != before and self.baselines.is_dir():
-                raise UsageError(
-                    f"{self.folder} holds what `pytest {printable(begun_with)}` measured, and this "
-                    f"is `pytest {before}`: type that command again, or --restart to forget it"
-                )
-            if time.time() - self._begun.stat().st_mtime < _SAME_SESSION_S:
-                session = noted["session"]
-        session = session or uuid.uuid4().hex[:12]
-        self._note(plan, session=session)
-        return session
+            theirs, session = shlex.join(noted["pytest"]), noted["session"]
+            idle_s = time.time() - self._begun.stat().st_mtime
+        except FileNotFoundError:
+            return _new_session()
+        except (OSError, ValueError, TypeError, KeyError):
+            raise MoeperfError(
+                f"{printable(str(self._begun))}: cannot be read, so it is not known what was "
+                "measured; --restart begins anew"
+            ) from None
+        if theirs != (ours := shlex.join(plan.pytest_arguments)) and self.baselines.is_dir():
+            raise UsageError(
+                f"{self.folder} holds what `pytest {printable(theirs)}` measured, and this is "
+                f"`pytest {ours}`: type that command again, or --restart to forget it"
+            )
+        return session if session and idle_s < _SAME_SESSION_S else _new_session()
 
     def _note(self, plan: Plan, *, session: str | None) -> None:
         noted = {"pytest": plan.pytest_arguments, "session": session}
@@ -234,6 +233,10 @@ def _pytest(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
                 with contextlib.suppress(KeyboardInterrupt):
                     process.wait()
             raise
+
+
+def _new_session() -> str:
+    return uuid.uuid4().hex[:12]
 
 
 def _counts(baselines: Mapping[str, Baseline]) -> dict[str, int]:

@@ -10,7 +10,7 @@ def gates(gpu):
 def test_as_many_as_published(measure, plain, chats):
     """The load of published figures of dense models is taken in no slower than the baseline.
 
-    That is the steadiest of its figures: the burst is too short for its throughput to be one.
+    By its slowest first tokens: the burst is too short for a steady throughput.
     """
     measure(plain, chats).gate("ttft_ms.p90")
 

@@ -395,28 +395,36 @@ def test_a_report_is_not_read_where_nothing_is_lacking(refresh, measured, ended)
     assert "run.json" not in out
 
 
-NOTHING_ADDED = (
-    f"moeperf: error: the chosen tests add nothing to {PLACE}: use the -k and the suites of the "
-    "first call, or --restart\n"
-)
-
-
-def test_that_the_typed_tests_add_nothing_to_what_is_lacking_is_told(
+def test_a_lacking_cell_that_a_run_adds_nothing_to_is_named(
     refresh, measured, pytest_ends, ended, play
 ):
     ended(
         [measured(20.0), measured(20.0, 20.0, cell="serving/full")],
         [play(LOAD, CELL, Outcome.RECORDED), play(OTHER, "serving/full", Outcome.RECORDED)],
     )
-    # All that -k chose is deselected.
+    # All that is not left out is gone meanwhile.
     pytest_ends(5)
-    assert refresh("-k", "test_other", "--yes")[::2] == (1, NOTHING_ADDED)
+    code, _, err = refresh("--yes")
+    assert code == 1
+    assert err.startswith(
+        f"moeperf: error: the run above added no start to {PLACE} (pytest ended with 5); "
+    )
+    assert err.count("\n") == 1
 
 
-def test_it_is_told_as_well_where_they_passed(refresh, measured, pytest_ends):
-    store.write_baselines(CANDIDATE, [measured(20.0)])
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[]", b'{"pytest": [1], "session": null}'])
+def test_a_candidate_of_nobody_knows_what_is_not_stored(refresh, measured, pytest_ends, text):
+    store.write_baselines(CANDIDATE, [measured(20.0, 20.0)])
+    (CANDIDATE.parent / "command.json").write_bytes(text)
     pytest_ends(0)
-    assert refresh("-k", "test_other", "--yes")[::2] == (1, NOTHING_ADDED)
+    assert refresh("--yes") == (
+        1,
+        "",
+        (
+            "moeperf: error: .moeperf/candidate/command.json: cannot be read, so it is not known "
+            "what was measured; --restart begins anew\n"
+        ),
+    )
 
 
 def test_a_candidate_of_other_tests_or_engines_is_not_stored_for_these(
@@ -483,5 +491,5 @@ def test_a_candidate_that_somebody_removes_meanwhile_is_one_line(refresh, measur
     pytest_ends(0, remove)
     code, _, err = refresh("--yes")
     assert code == 1
-    assert err.startswith(f"moeperf: error: the chosen tests add nothing to {PLACE}: ")
+    assert err.startswith(f"moeperf: error: the run above added no start to {PLACE} ")
     assert err.count("\n") == 1
