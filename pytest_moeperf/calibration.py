@@ -99,7 +99,7 @@ def replay(
     settled: dict[int, Verdict] = {}
     need: Need | None = Need.START
     bought = 0
-    p_limits = night.limits(len(gates))
+    p_limits = [night.limit(share) for share in night.take(len(gates))]
     while need is not None:
         bought += _buy(need, supply, samples, looks=gates[0].policy.looks)
         wanted = set()

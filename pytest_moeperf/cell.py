@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from pytest_moeperf.measured import MeasuredCell
     from pytest_moeperf.memory import Architecture
     from pytest_moeperf.metrics import SLO
+    from pytest_moeperf.namedserver import NamedServer
     from pytest_moeperf.run import Run
     from pytest_moeperf.server import RunningServer, Shutdown
-    from pytest_moeperf.session import MoeperfSession, NamedServer
+    from pytest_moeperf.session import MoeperfSession
     from pytest_moeperf.workload import Workload
 
 __all__ = ["Cell", "Measure", "Ratio", "Serve", "at_work", "conclude"]
@@ -101,10 +102,7 @@ class Measure:
     def ladder(
         self, server: NamedServer, workloads: Mapping[_Rung, Workload], *, slo: SLO | None = None
     ) -> dict[_Rung, Cell]:
-        """Play several workloads on one server in turns; the cells have the keys of `workloads`.
-
-        Where a verdict takes further starts, they are measured together on these as well.
-        """
+        """Play several workloads on one server in turns; the cells have the keys of `workloads`."""
         cells = self._in_turns([(server, workload) for workload in workloads.values()], slo=slo)
         return dict(zip(workloads, cells, strict=True))
 
@@ -310,8 +308,11 @@ def conclude(
 ) -> None:
     """Raise what the verdicts say, in the call phase of the test.
 
-    `shown` are lines that a failure has below its verdicts.
+    `shown` are lines that a failure has below its verdicts. A test that will run again is told
+    nothing yet.
     """
+    if session.postponed.waits(item):
+        return
     outcomes = {verdict.outcome for verdict in result.verdicts}
     failing = set(FAILING)
     if item.config.getoption("runxfail"):

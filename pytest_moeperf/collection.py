@@ -22,8 +22,9 @@ from pytest_moeperf.markers import (
     required_gpus,
     times,
 )
+from pytest_moeperf.namedserver import NamedServer
 from pytest_moeperf.placement import gpus_lacking, lacking
-from pytest_moeperf.session import NamedServer
+from pytest_moeperf.postponed import GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -197,7 +198,10 @@ def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in measuring:
         for process in _processes(item):
             order.setdefault(process, len(order))
-    arranged = iter(sorted(measuring, key=lambda item: _rank(item, order)))
+    ranks = {item: _rank(item, order) for item in measuring}
+    for item, (stops, last, _) in ranks.items():
+        item.stash[GROUP] = stops, last
+    arranged = iter(sorted(measuring, key=lambda item: ranks[item]))
     items[:] = [next(arranged) if measures(item) else item for item in items]
 
 

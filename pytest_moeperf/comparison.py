@@ -161,7 +161,8 @@ def _judged(
     )
     hardware = cell.fingerprint.hardware
     verdicts = []
-    for key, p_limit in zip(metrics, night.limits(len(metrics)), strict=True):
+    p_limits = [night.limit(share) for share in night.take(len(metrics))]
+    for key, p_limit in zip(metrics, p_limits, strict=True):
         assessment = gate.judge_metric(
             result,
             key,

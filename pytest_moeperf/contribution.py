@@ -7,6 +7,8 @@ import pickle
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_moeperf.records import Outcome
 from pytest_moeperf.timeline import TimeSpent
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.records import CellResult, EngineInstall
 
 __all__ = [
+    "CELLS",
     "Collected",
     "Contribution",
     "expected",
@@ -22,6 +25,9 @@ __all__ = [
     "packed",
     "unpacked",
 ]
+
+CELLS = pytest.StashKey["tuple[CellResult, ...]"]()
+"""What a test has measured so far."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ class MeasuredCell:
     """None where no load was played."""
     confirmed: bool = False
     """It was looked at a second time."""
-    judged: bool = False
-    """A test has asked for its verdict."""
     alone: bool = False
     """It is measured no more on servers that another cell takes: its load ended one, or was invalid
     there."""
@@ -34,8 +32,6 @@ class MeasuredCell:
     """How the engine under test failed under its load on a server that another cell took."""
     invalid: int = 0
     """Further starts of its own that could not be used."""
-    company: tuple[MeasuredCell, ...] = field(default=(), repr=False)
-    """The cells of its server that a test asked for together with it."""
 
     def by_turn(self, metric: str) -> dict[int, float | None]:
         """The metric in every repeat that was valid, by the turn in which it was played."""
@@ -50,35 +46,17 @@ class MeasuredCell:
         return len(self.result.starts) + len(self.result.new) + self.invalid
 
     @property
+    def cost_s(self) -> float:
+        """About how long it takes on a further server that runs already."""
+        return 0.0 if self.measurement is None else self.measurement.cost_s
+
+    @property
     def on_pair(self) -> bool:
         """Whether its repeats are those of a start of an A/B."""
         if self.measurement is None:
             return False
         played_on = self.measurement.server.start_id
         return any(start.start_id == played_on for start in self.result.new)
-
-    def meet(self, others: Sequence[MeasuredCell]) -> None:
-        """Remember in what company it was asked for."""
-        found = (cell for cell in others if cell is not self and cell.spec == self.spec)
-        self.company = tuple(dict.fromkeys((*self.company, *found)))
-
-    def companions(self, *, most_s: float, most_starts: int | None) -> list[MeasuredCell]:
-        """Cells for a fresh server to measure as well, as their verdicts may take it too.
-
-        Starting a server takes longer than a short load on it, so they are as many as take no more
-        time than another start, nor more than `most_s`; none that has `most_starts` already.
-        """
-        start = self.result.start
-        left_s = min(most_s, (start.startup_s if start is not None else None) or 0.0)
-        chosen = []
-        for cell in self.company:
-            if cell.judged or cell.alone or cell.measurement is None or cell.result.invalid:
-                continue
-            full = most_starts is not None and cell.used >= most_starts
-            if not full and cell.measurement.cost_s <= left_s:
-                left_s -= cell.measurement.cost_s
-                chosen.append(cell)
-        return chosen
 
     def failed_under(self, error: MoeperfError, spec: ServerSpec) -> None:
         """Remember that a server that another cell took failed under the load of this one."""

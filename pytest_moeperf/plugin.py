@@ -77,6 +77,12 @@ class _SessionHooks:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         collection.skip_what_the_machine_lacks(item, self._session)
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
+        return self._session.run_test(item, nextitem)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item

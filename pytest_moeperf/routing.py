@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pytest_moeperf.balance import ExpertCounts, ExpertPlacement, RoutingCounts
     from pytest_moeperf.counting import CountedCell
     from pytest_moeperf.memory import Architecture
+    from pytest_moeperf.namedserver import NamedServer
     from pytest_moeperf.records import RoutingRecord, Verdict
-    from pytest_moeperf.session import MoeperfSession, NamedServer
+    from pytest_moeperf.session import MoeperfSession
     from pytest_moeperf.workload import Workload
 
 __all__ = ["Experts", "Routing"]

@@ -214,8 +214,10 @@ class Run:
 
     def measure_also(self, cell: MeasuredCell, spec: ServerSpec) -> CellResult | None:
         """Measure a further cell on the server of `spec` that runs; None where that fails."""
-        if cell.measurement is None or spec not in self.pool.alive:
+        if spec not in self.pool.alive:
             return None
+        if cell.measurement is None:
+            return self.measure_startup(spec).result
         try:
             measurement = self._begun_anew(cell.measurement, spec)
             interleave([measurement])
@@ -261,10 +263,7 @@ class Run:
             for pair, cell in zip(together, begun, strict=True):
                 spec, _ = pair
                 self._measured[keys[pair]] = MeasuredCell(self._result(spec, cell), spec, cell)
-        measured = [self._measured[keys[pair]] for pair in pairs]
-        for each in measured:
-            each.meet(measured)
-        return measured
+        return [self._measured[keys[pair]] for pair in pairs]
 
     def _in_turns(self, specs: Sequence[ServerSpec]) -> list[list[int]]:
         return in_turns(specs, self.hardware, running=self.pool.alive)

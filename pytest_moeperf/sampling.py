@@ -2,41 +2,37 @@
 
 A clean cell ends with the one start that it was measured on. A doubtful one is first looked at
 again, where the machine may be to blame; then it gets further starts; then, with an old engine at
-hand, starts of the old and the new one in turns. What the limits leave open is INCONCLUSIVE.
+hand, starts of the old and the new one in turns. Every such start also serves the other cells of
+its server that wait for one. What the limits leave open is INCONCLUSIVE.
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_moeperf import gate
+from pytest_moeperf.case import MOST_INVALID, Case
 from pytest_moeperf.errors import MoeperfError
-from pytest_moeperf.judge import SCREENING_STARTS, Need, Night
+from pytest_moeperf.judge import Need, Night
+from pytest_moeperf.judge.sentence import count
 from pytest_moeperf.policy import CPU, policy_for
-from pytest_moeperf.records import CellResult, Outcome, Verdict
+from pytest_moeperf.records import CellResult, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from pytest_moeperf.judge import Assessment
     from pytest_moeperf.measured import MeasuredCell
     from pytest_moeperf.policy import Policy
     from pytest_moeperf.records import ServerSpec
-    from pytest_moeperf.references import Reference, References
+    from pytest_moeperf.references import References
     from pytest_moeperf.run import Run
 
 __all__ = ["Budget", "Limits", "Sampler"]
 
-UNPAIRED = gate.DOUBTFUL | {Outcome.NO_BASELINE}
-"""Outcomes that an A/B might have changed."""
-
 SERVERS: Mapping[Need, int] = {Need.START: 1, Need.PAIR: 2}
-
-MOST_INVALID = 2
-"""So many starts of a cell may be invalid, or lack a metric; with one more the buying ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,141 +65,11 @@ class Budget:
             self.left_s -= self.clock() - began_s
 
 
+_Question = tuple[str, "ServerSpec", str, tuple[str, ...]]
+"""The test that asks, the server, the cell and the metrics."""
+
 _Arm = dict["MeasuredCell", CellResult]
-"""What one fresh server was measured with: a doubtful cell and its companions."""
-
-
-@dataclass(slots=True)
-class _Case:
-    """A cell while it is judged: what was measured so far, and what its gates still need."""
-
-    cell: MeasuredCell
-    suite: str
-    metrics: tuple[str, ...]
-    reference: Reference
-    p_limits: Mapping[str, float]
-    """By metric."""
-    policies: Mapping[str, Policy]
-    """By metric."""
-    pairs: bool
-    """Whether an old engine is at hand."""
-    old_spec: ServerSpec | None = None
-    """The server with the old engine, once one was started."""
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    needs: dict[str, Need | None] = field(default_factory=dict)
-    cost_s: float = 0.0
-    """What a further start of this cell alone takes, by the longest one so far."""
-
-    @property
-    def result(self) -> CellResult:
-        """The cell under its name, with the verdicts so far."""
-        measured = self.cell.result
-        verdicts = tuple(self.verdicts[key] for key in self.metrics)
-        return replace(measured, cell=f"{self.suite}/{measured.cell}", verdicts=verdicts)
-
-    @property
-    def need(self) -> Need | None:
-        """What could change a verdict; a start, which is cheaper, before a pair."""
-        needs = set(self.needs.values())
-        return next((need for need in (Need.START, Need.PAIR) if need in needs), None)
-
-    @property
-    def open(self) -> tuple[str, ...]:
-        """The metrics that still need something; what is decided stays so."""
-        return tuple(key for key in self.metrics if self.needs[key] is not None)
-
-    @property
-    def hardware(self) -> str:
-        fingerprint = self.cell.result.fingerprint
-        return "" if fingerprint is None else fingerprint.hardware
-
-    def judge(self, metrics: Sequence[str]) -> None:
-        """Judge these metrics by all that was measured so far."""
-        for key in metrics:
-            made = self._assess(key, last=False)
-            self.verdicts[key], self.needs[key] = made.verdict, made.need
-            if made.need and (missing := self._missing(key, made.need)):
-                self.verdicts[key] = self._assess(key, last=True).verdict
-                self.needs[key] = None
-                self.remark([key], missing)
-
-    def _assess(self, key: str, *, last: bool) -> Assessment:
-        return gate.judge_metric(
-            self.cell.result,
-            key,
-            stored=self.reference.stored,
-            hardware=self.hardware,
-            p_limit=self.p_limits[key],
-            policy=self.policies[key],
-            prior=self.reference.priors[key],
-            can_pair=self.pairs,
-            last=last,
-            date=self.reference.date,
-        )
-
-    def _missing(self, key: str, need: Need) -> str:
-        """That so many starts lack the metric that further ones would; empty if they do not."""
-        result = self.cell.result
-        arms = {"": result.starts}
-        if need is Need.PAIR:
-            arms = {"": result.new, " of the old engine": result.old}
-        for whose, starts in arms.items():
-            lacking = sum(not gate.repeats_of(start, key) for start in starts)
-            if lacking > MOST_INVALID:
-                return f"{key} could not be measured in {lacking} starts{whose}"
-        return ""
-
-    def look(self, number: int) -> None:
-        """Judge what is doubtful by the repeats of a further look at the same start."""
-        before = self.result
-        self.judge([key for key in self.metrics if self.verdicts[key].outcome in gate.DOUBTFUL])
-        best = gate.best_look(before, self.result, look=number)
-        self.verdicts = dict(zip(self.metrics, best.verdicts, strict=True))
-
-    def end(self, refusal: str) -> None:
-        """Settle what two starts decide where there will be no third."""
-        for key in self.open:
-            made = self._assess(key, last=True)
-            if made.need is None:
-                self.verdicts[key], self.needs[key] = made.verdict, None
-                if self.pairs:
-                    self.remark([key], refusal)
-        self.remark(self.open, refusal)
-
-    def remark(self, metrics: Sequence[str], clause: str) -> None:
-        """Add a clause to the reasons of these verdicts."""
-        for key in metrics:
-            verdict = self.verdicts[key]
-            self.verdicts[key] = replace(verdict, reason=f"{verdict.reason}; {clause}")
-
-    def misses_pairs(self, key: str) -> bool:
-        """Whether an A/B might have changed the verdict."""
-        verdict = self.verdicts[key]
-        return verdict.outcome in UNPAIRED and not verdict.paired
-
-    def lacking(self, need: Need) -> int:
-        """Starts of the engine under test until the verdict may change."""
-        if need is Need.START:
-            return 1
-        pairs = len(self.cell.result.new)
-        looks = (look for key in self.open for look in self.policies[key].looks)
-        return min((look for look in looks if look > pairs), default=pairs + 1) - pairs
-
-    def most(self, need: Need) -> int:
-        """Starts, or pairs of them, that the open metrics may take at most."""
-        policies = [self.policies[key] for key in self.open]
-        if need is Need.PAIR:
-            return max(policy.looks[-1] for policy in policies)
-        if self.pairs:
-            return SCREENING_STARTS
-        return max(policy.unpaired_starts for policy in policies)
-
-    @property
-    def most_servers(self) -> int:
-        """So many servers its open metrics may still take."""
-        starts, pairs = len(self.cell.result.starts), len(self.cell.result.new)
-        more = max(0, self.most(Need.START) - starts)
-        return more + (2 * max(0, self.most(Need.PAIR) - pairs) if self.pairs else 0)
+"""What one fresh server was measured with: the cell that it was started for, and others."""
 
 
 class Sampler:
@@ -216,40 +82,73 @@ class Sampler:
         self._limits = limits
         self._budget = Budget(60 * limits.max_minutes)
         self._aside_s = 0.0
-        """Of it, what companions of doubtful cells took."""
+        """Of it, what other cells took on the servers that one was in doubt for."""
         self._no_arm: dict[ServerSpec, str] = {}
         """Why there is no A/B for a spec: the old engine failed with it."""
+        self._cases: dict[_Question, Case] = {}
 
-    def judge(self, cell: MeasuredCell, suite: str, metrics: Sequence[str]) -> CellResult:
+    def judge(
+        self,
+        cell: MeasuredCell,
+        suite: str,
+        metrics: Sequence[str],
+        *,
+        test: str,
+        wait: Callable[[], bool] = lambda: False,
+    ) -> CellResult:
         """Judge a valid cell by its baseline and, where that is not enough, by further starts.
+
+        Where it takes further starts, `wait` is asked whether `test` will ask again, once the other
+        cells of the server were judged: then what is returned has no final verdict yet.
 
         Raises:
             MoeperfError: A server failed under the cell's load, here or where another cell took it.
         """
-        cell.judged = True
-        if cell.failure is not None:
-            raise cell.failure
-        keys = tuple(dict.fromkeys(metrics))
+        question = (test, cell.spec, cell.result.cell, tuple(dict.fromkeys(metrics)))
+        case = self._cases.get(question)
+        failure = cell.failure if case is None else case.cell.failure
+        if failure is not None:
+            raise failure
+        if case is None:
+            case = self._cases[question] = self._opened(cell, suite, question[-1])
+            if case.need is not None and not self._refusal(case, case.need) and wait():
+                return case.result
+        if not case.settled:
+            self._settle(case)
+        return case.result
+
+    def _opened(self, cell: MeasuredCell, suite: str, keys: tuple[str, ...]) -> Case:
+        """Judge the cell by the start that it was measured on."""
         named = replace(cell.result, cell=f"{suite}/{cell.result.cell}")
-        reference = self._references.of(named, keys)
-        case = _Case(
+        case = Case(
             cell,
             suite,
             keys,
-            reference,
-            dict(zip(keys, self.night.limits(len(keys)), strict=True)),
+            self._references.of(named, keys),
+            dict(zip(keys, self.night.take(len(keys)), strict=True)),
             {key: self._policy(cell, key) for key in keys},
             pairs=self._can_pair(cell),
         )
+        start = cell.result.start
+        case.cost_s = (start.startup_s if start is not None else None) or 0.0
+        case.admit(self.night)
         case.judge(keys)
         self._look_again(case)
+        return case
+
+    def _settle(self, case: Case) -> None:
+        """Measure on until every verdict is final."""
+        case.admit(self.night)
+        if case.cell.spec in self._no_arm:
+            case.pairs = False
+            case.judge(case.open)
         self._sample(case)
-        if failed := self._no_arm.get(cell.spec):
-            missed = [key for key in keys if case.misses_pairs(key)]
+        if failed := self._no_arm.get(case.cell.spec):
+            missed = [key for key in case.metrics if case.misses_pairs(key)]
             case.remark(missed, f"no A/B, because {self._limits.against} failed: {failed}")
         for verdict in case.verdicts.values():
             self.night.note(verdict.outcome is Outcome.REGRESSED)
-        return case.result
+        case.settled = True
 
     def _policy(self, cell: MeasuredCell, key: str) -> Policy:
         fingerprint = cell.result.fingerprint
@@ -265,7 +164,7 @@ class Sampler:
             and self._run.restartable(cell)
         )
 
-    def _look_again(self, case: _Case) -> None:
+    def _look_again(self, case: Case) -> None:
         """Measure what is doubtful anew on the same server, as often as patience allows.
 
         Only where neighbours may slow the machine, or where no other server can be had.
@@ -284,10 +183,8 @@ class Sampler:
             if not gate.doubtful(case.result):
                 return
 
-    def _sample(self, case: _Case) -> None:
+    def _sample(self, case: Case) -> None:
         """Buy what the open metrics need, until none is open or a limit is reached."""
-        start = case.cell.result.start
-        case.cost_s = (start.startup_s if start is not None else None) or 0.0
         try:
             while need := case.need:
                 if refusal := self._refusal(case, need):
@@ -302,7 +199,7 @@ class Sampler:
         finally:
             self._end_old(case)
 
-    def _refusal(self, case: _Case, need: Need) -> str:
+    def _refusal(self, case: Case, need: Need) -> str:
         """Why no more can be bought; empty if it can, up to where the verdict may change."""
         limits, lacking = self._limits, case.lacking(need)
         pairs = f"A/B of {lacking} more pairs of starts"
@@ -317,17 +214,33 @@ class Sampler:
             return f"no {what} within --max-minutes {limits.max_minutes:g}"
         return ""
 
-    def _companions(self, case: _Case, need: Need) -> list[MeasuredCell]:
-        """Cells to measure on the same servers, as far as the case leaves time for them."""
-        servers = SERVERS[need]
-        spare_s = self._budget.left_s - case.most_servers * case.cost_s
-        chosen = case.cell.companions(most_s=spare_s / servers, most_starts=self._limits.max_starts)
-        if need is Need.START and case.pairs:
-            # Their starts are for the A/B.
-            return [cell for cell in chosen if len(cell.result.starts) < SCREENING_STARTS]
-        return chosen
+    def _waiting(self, case: Case) -> list[Case]:
+        """The other cases that wait for starts of the server of this one."""
+        return [
+            other
+            for other in self._cases.values()
+            if other is not case and not other.settled and other.cell.spec == case.cell.spec
+        ]
 
-    def _measure(self, case: _Case, spec: ServerSpec, others: Sequence[MeasuredCell]) -> _Arm:
+    def _others(self, case: Case, need: Need) -> list[MeasuredCell]:
+        """Cells to measure on the same servers, as far as the case leaves time for them."""
+        left_s = (self._budget.left_s - case.most_servers * case.cost_s) / SERVERS[need]
+        most, chosen = self._limits.max_starts, [case.cell]
+        for other in self._waiting(case):
+            cell = other.cell
+            full = cell.alone or (most is not None and cell.used >= most)
+            if other.need is need and cell not in chosen and not full and cell.cost_s <= left_s:
+                left_s -= cell.cost_s
+                chosen.append(cell)
+        return chosen[1:]
+
+    def _judge_others(self, case: Case, measured: Collection[MeasuredCell]) -> None:
+        """Let those that it is enough for take no more starts."""
+        for other in self._waiting(case):
+            if other.cell in measured:
+                other.judge(other.open)
+
+    def _measure(self, case: Case, spec: ServerSpec, others: Sequence[MeasuredCell]) -> _Arm:
         """Measure the case on a fresh server, and the others as long as that bears them."""
         arm = {case.cell: self._run.measure_anew(case.cell, spec)}
         began_s = self._budget.clock()
@@ -338,21 +251,22 @@ class Sampler:
         self._aside_s += self._budget.clock() - began_s
         return arm
 
-    def _buy_start(self, case: _Case) -> None:
+    def _buy_start(self, case: Case) -> None:
         number = len(case.cell.result.starts) + 1
         most = max(number, self._at_most(case.most(Need.START)))
-        others = self._companions(case, Need.START)
-        with self._run.stage(f"start {number} of up to {most} for {case.suite}"):
+        others = self._others(case, Need.START)
+        with self._run.stage(f"start {number} of up to {most} for {_names(case, others)}"):
             arm = self._measure(case, case.cell.spec, others)
         for cell, fresh in arm.items():
             cell.add_start(fresh, shared=cell is not case.cell)
+        self._judge_others(case, arm)
 
-    def _buy_pair(self, case: _Case) -> None:
+    def _buy_pair(self, case: Case) -> None:
         """Start and measure both engines: in the order A B, B A, A B and so on."""
         number = len(case.cell.result.new) + 1
         most = max(number, case.most(Need.PAIR))
-        stage = f"A/B pair {number} of up to {most} for {case.suite}"
-        others = self._companions(case, Need.PAIR)
+        others = self._others(case, Need.PAIR)
+        stage = f"A/B pair {number} of up to {most} for {_names(case, others)}"
         if number % 2:
             old = self._old_arm(case, others, stage)
             new = {} if old is None else self._new_arm(case, others, stage)
@@ -366,13 +280,14 @@ class Sampler:
             elif not shared:
                 # A start without its counterpart is one like those before the A/B.
                 cell.add_start(fresh)
+        self._judge_others(case, new)
 
-    def _new_arm(self, case: _Case, others: Sequence[MeasuredCell], stage: str) -> _Arm:
+    def _new_arm(self, case: Case, others: Sequence[MeasuredCell], stage: str) -> _Arm:
         self._end_old(case)
         with self._run.stage(f"{stage}, new engine"):
             return self._measure(case, case.cell.spec, others)
 
-    def _old_arm(self, case: _Case, others: Sequence[MeasuredCell], stage: str) -> _Arm | None:
+    def _old_arm(self, case: Case, others: Sequence[MeasuredCell], stage: str) -> _Arm | None:
         """None where the old engine cannot serve this; then the case goes on without it."""
         self._run.end(case.cell.spec)
         try:
@@ -384,10 +299,15 @@ class Sampler:
             case.pairs = False
             return None
 
-    def _end_old(self, case: _Case) -> None:
+    def _end_old(self, case: Case) -> None:
         """Leave only the tested engine's server to the tests to come."""
         if case.old_spec is not None and case.old_spec != case.cell.spec:
             self._run.end(case.old_spec)
 
     def _at_most(self, count: int) -> int:
         return count if self._limits.max_starts is None else min(count, self._limits.max_starts)
+
+
+def _names(case: Case, others: Sequence[MeasuredCell]) -> str:
+    more = f" and {count(len(others), 'more cell')}" if others else ""
+    return f"{case.suite}{more}"

@@ -5,21 +5,21 @@ from __future__ import annotations
 import datetime as dt
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_moeperf import contribution as contributed
-from pytest_moeperf.checks import shown
+from pytest_moeperf.contribution import CELLS
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.markers import measures
+from pytest_moeperf.namedserver import required_server
 from pytest_moeperf.nextsteps import next_steps, short
 from pytest_moeperf.options import Options
+from pytest_moeperf.postponed import Postponed
 from pytest_moeperf.progress import Progress
-from pytest_moeperf.records import CellResult, Verdict
 from pytest_moeperf.report.junit import properties
 from pytest_moeperf.report.model import UNMEASURED
 from pytest_moeperf.report.verdict import GOOD
@@ -33,47 +33,18 @@ if TYPE_CHECKING:
     from pytest_moeperf.hardware import Hardware
     from pytest_moeperf.measured import MeasuredCell
     from pytest_moeperf.memory import Architecture
+    from pytest_moeperf.namedserver import NamedServer
     from pytest_moeperf.outputs import SoFar
-    from pytest_moeperf.records import RoutingRecord, ServerSpec
+    from pytest_moeperf.records import CellResult, RoutingRecord, ServerSpec, Verdict
     from pytest_moeperf.references import References
     from pytest_moeperf.report.model import SessionReport
     from pytest_moeperf.run import Run
     from pytest_moeperf.sampling import Sampler
 
-__all__ = ["SESSION", "MoeperfSession", "NamedServer"]
-
-CELLS = pytest.StashKey[tuple[CellResult, ...]]()
+__all__ = ["SESSION", "MoeperfSession"]
 
 GATES_A_TEST = 2
 """How many metrics a test is expected to judge; the chance of a false alarm is shared by all."""
-
-
-@dataclass(frozen=True, slots=True)
-class NamedServer:
-    """A server that a test asked for by name, before an engine is installed for it."""
-
-    name: str
-    spec: ServerSpec
-    engine: str
-    """As given by `--engine`."""
-
-    def __str__(self) -> str:
-        return f"{self.spec.label} on {self.engine}"
-
-
-def required_server(given: object) -> NamedServer:
-    """What a test gave for a server; UsageError where that is another thing."""
-    if isinstance(given, NamedServer):
-        return given
-    if isinstance(given, Mapping):
-        raise UsageError(
-            f"servers by engine ({', '.join(map(str, given))}) were given for a server: choose "
-            "one, as in moe['vllm']"
-        )
-    raise UsageError(
-        f"{shown(given)} was given for a server: give what an argument with a name of "
-        "pytest_moeperf_servers brings, as moe in def test_load(measure, moe)"
-    )
 
 
 class MoeperfSession:
@@ -84,6 +55,7 @@ class MoeperfSession:
         self.config = config
         self.progress = Progress(config)
         self.collected = contributed.Collected()
+        self.postponed = Postponed()
         self._gates = 0
         self._finished = True
         self._started_at = dt.datetime.now(dt.UTC)
@@ -232,8 +204,24 @@ class MoeperfSession:
             recorded = self.references.record(result, cell.spec, metrics)
             result = replace(result, verdicts=recorded)
         else:
-            result = self.sampler.judge(cell, _suite(item), metrics)
+            result = self.sampler.judge(
+                cell, _suite(item), metrics, test=item.nodeid, wait=lambda: self._postpone(item)
+            )
         return self._keep(item, result)
+
+    def _postpone(self, item: pytest.Item) -> bool:
+        """Have a test in doubt run again after the others of its server, if that can be."""
+        claimed = self.postponed.claim(item)
+        if claimed:
+            self.progress("in doubt: it runs again after the other tests of its server")
+        return claimed
+
+    def run_test(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        """Run a test that may have to wait; None where pytest is to run it."""
+        # An xdist worker is told by number which test comes next.
+        if self._is_worker or self.options.baseline == "record":
+            return None
+        return self.postponed.run(item, nextitem)
 
     def judge_routing(
         self, item: pytest.Item, counted: CountedCell
@@ -274,15 +262,20 @@ class MoeperfSession:
         if not cells and not unmeasured:
             return
         said = contributed.first_line(report.longrepr)
-        contribution = contributed.Contribution(
-            cells=cells,
+        note = f"{UNMEASURED}{item.nodeid}: {said}" if unmeasured else None
+        # xdist carries plain values only.
+        report.moeperf = contributed.packed(self._contribution(cells, note))  # type: ignore[attr-defined] # takes extra attributes
+
+    def _contribution(
+        self, cells: Sequence[CellResult], note: str | None
+    ) -> contributed.Contribution:
+        return contributed.Contribution(
+            cells=tuple(cells),
             engines=self.run.engines,
             hardware=self.run.hardware.name,
             machine=(("hardware", self.run.hardware.label),),
-            note=f"{UNMEASURED}{item.nodeid}: {said}" if unmeasured else None,
+            note=note,
         )
-        # xdist carries plain values only.
-        report.moeperf = contributed.packed(contribution)  # type: ignore[attr-defined] # takes extra attributes
 
     def collect_cells(self, report: pytest.TestReport) -> None:
         """Take the cells out of a report, on whichever process shows them."""
@@ -295,6 +288,9 @@ class MoeperfSession:
         """End the servers, then write what is to be written; a failure fails the session."""
         ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         self._finished = ended and not (session.shouldfail or session.shouldstop)
+        for item, cells in self.postponed.left.items():
+            note = f"left in doubt: {item.nodeid}: the session ended before it ran again"
+            self.collected.add(self._contribution(cells, note))
         try:
             if "run" in vars(self):
                 self.run.close()

@@ -16,25 +16,28 @@ class Night:
     cannot be used. LOND (Javanmard and Montanari 2018) needs the past alone: every gate has a share
     of `q`, times one more than the regressions found so far. The shares are settled beforehand, and
     however many gates are judged, they add up to `q` at most. It holds under positive dependence
-    (Zrnic, Ramdas and Jordan 2021), such as between metrics of one cell.
+    (Zrnic, Ramdas and Jordan 2021), such as between metrics of one cell, and whatever gate waits
+    for its verdict: no limit is above its share times the regressions at the end, itself included,
+    which is enough (Blanchard and Roquain 2008).
     """
 
     def __init__(self, gates: int, *, q: float = Q) -> None:
         """Plan a session of `gates` gates; one that judges more spends the last share on them."""
         self.gates = gates
         self.q = q
-        self.judged = 0
+        self.taken = 0
+        """Gates that have their shares."""
         self.rejected = 0
 
-    @property
-    def limit(self) -> float:
-        """The p that the next gate must not exceed to be called a regression."""
-        return self.limits(1)[0]
+    def take(self, gates: int) -> tuple[float, ...]:
+        """The shares of the next `gates` gates, which no other gate will have."""
+        numbers = range(self.taken + 1, self.taken + 1 + gates)
+        self.taken += gates
+        return tuple(self._share(number) for number in numbers)
 
-    def limits(self, gates: int) -> tuple[float, ...]:
-        """The limits of the next `gates` gates, where all are judged before any is noted."""
-        numbers = range(self.judged + 1, self.judged + 1 + gates)
-        return tuple(self._share(number) * (self.rejected + 1) for number in numbers)
+    def limit(self, share: float) -> float:
+        """The p that a gate must not exceed to be called a regression now."""
+        return share * (self.rejected + 1)
 
     def _share(self, number: int) -> float:
         """What the gate of this number, from 1 on, has of `q`.
@@ -49,5 +52,4 @@ class Night:
 
     def note(self, rejected: bool) -> None:  # noqa: FBT001 - the one thing there is to note
         """Take in a gate's final verdict."""
-        self.judged += 1
         self.rejected += rejected

@@ -8,19 +8,21 @@ import pytest
 from pytest_moeperf.sampling import Budget
 
 SUITE = """\
-import pytest
 from pytest_moeperf import ClosedLoop
 
-@pytest.mark.parametrize("osl", [3, 4])
-def test_single_stream(measure, moe, osl):
-    cell = measure(moe, ClosedLoop(concurrency=1, isl=4, osl=osl, requests=1))
-    cell.gate("itl_token_ms.p50")
+LOAD = ClosedLoop(concurrency=1, isl=4, osl=4, requests=1)
+
+def test_moe(measure, moe):
+    measure(moe, LOAD).gate("itl_token_ms.p50")
+
+def test_dense(measure, dense):
+    measure(dense, LOAD).gate("itl_token_ms.p50")
 """
 
 
 @pytest.fixture
 def slowed(suite, record):
-    """Two cells that are three times as slow as their baselines."""
+    """Two servers that are three times as slow as their baselines."""
     suite.write(SUITE)
     suite.script(ttft_ms=20, itl_ms=20)
     record(passed=2)

@@ -11,23 +11,9 @@ def test_single_stream(measure, moe):
 """
 
 RATIO = """
-def test_ratio(measure, moe):
+def test_ratio(measure, moe, dense):
     cell = measure(moe, ClosedLoop(concurrency=1, isl=4, osl=4, requests=1))
     cell.over(cell, "itl_token_ms.p50").within(2, 3, why="a cell is as fast as itself")
-"""
-
-LADDER = """\
-import pytest
-from pytest_moeperf import ClosedLoop
-
-LADDER = {
-    streams: ClosedLoop(concurrency=streams, isl=4, osl=4, requests=streams)
-    for streams in (1, 2)
-}
-
-@pytest.mark.parametrize("streams", LADDER)
-def test_ladder(measure, moe, streams):
-    measure.ladder(moe, LADDER)[streams].gate("itl_token_ms.p50")
 """
 
 
@@ -53,17 +39,6 @@ def test_a_doubtful_cell_is_measured_on_a_second_server_before_it_fails(slowed):
     [cell] = outcome.run_json["cells"]
     assert len(cell["bought"]) == 1
     assert cell["bought"][0]["start_id"] != cell["start"]["start_id"]
-
-
-def test_a_further_start_serves_the_whole_ladder(suite, record):
-    suite.write(LADDER)
-    suite.script(ttft_ms=20, itl_ms=20)
-    record(passed=2)
-    suite.script(ttft_ms=20, itl_ms=60, start_delay_s=1.0)
-    outcome = suite.run()
-    outcome.counts(failed=2)
-    assert len(outcome.logs) == 2
-    assert [len(cell["bought"]) for cell in outcome.run_json["cells"]] == [1, 1]
 
 
 def test_with_xdist_it_is_the_same(slowed):

@@ -58,7 +58,7 @@ def test_a_sound_cell_ends_after_one_start():
     made = replay([gate()], supply, night)
     assert ([verdict.outcome for verdict in made.verdicts], made.starts) == ([Outcome.PASS], 1)
     assert supply.asked == ["start"]
-    assert (night.judged, night.rejected) == (1, 0)
+    assert (night.taken, night.rejected) == (1, 0)
 
 
 def test_a_slow_engine_is_asked_for_pairs_and_blamed():

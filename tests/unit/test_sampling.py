@@ -141,7 +141,7 @@ def night(make_start, fingerprint):
 
 
 def judged(run, sampler):
-    result = sampler.judge(run.measured(), "suite", [TPOT])
+    result = sampler.judge(run.measured(), "suite", [TPOT], test="test")
     [verdict] = result.verdicts
     return verdict, result
 
@@ -153,64 +153,122 @@ def test_a_clean_cell_buys_nothing(night):
 
 
 class Played:
-    """The measurement of a companion, as far as it is asked for what it costs."""
+    """The measurement of a cell that waits, as far as it is asked for what it costs."""
 
     def __init__(self, cost_s):
         self.cost_s = cost_s
 
 
-def measured_together(run, *costs_s, startup_s=60.0):
-    """A cell and others that were asked for with it, which take so long on another server."""
-    first, *others = (run.measured() for _ in range(1 + len(costs_s)))
-    start = replace(first.result.start, startup_s=startup_s)
-    first.result = replace(first.result, start=start)
-    for cell, cost_s in zip(others, costs_s, strict=True):
-        cell.measurement = Played(cost_s)
-    first.meet([first, *others])
-    return first, others
+class InDoubt:
+    """Tests of one server that are all in doubt, each with a cell and what it costs."""
+
+    def __init__(self, run, sampler, *costs_s, startup_s=60.0):
+        self.cells = []
+        self._sampler = sampler
+        for cost_s in costs_s:
+            cell = run.measured()
+            start = replace(cell.result.start, startup_s=startup_s)
+            cell.result = replace(cell.result, start=start)
+            cell.measurement = Played(cost_s)
+            self.cells.append(cell)
+        for number in range(len(costs_s)):
+            self.judge(number)
+
+    def judge(self, number):
+        """The first time it waits, then it is judged to the end."""
+        return self._sampler.judge(
+            self.cells[number], "suite", [TPOT], test=f"test_{number}", wait=lambda: True
+        )
+
+    @property
+    def bought(self):
+        return [len(cell.result.bought) for cell in self.cells]
 
 
-def bought(cells):
-    return [len(cell.result.bought) for cell in cells]
+def test_a_test_that_waits_is_measured_no_further_until_it_asks_again(night):
+    run, sampler = night(new=(20.7, 20.0))
+    tests = InDoubt(run, sampler, 1.0)
+    assert (tests.bought, run.did) == ([0], [])
+    assert tests.judge(0).verdicts[0].outcome is Outcome.PASS
+    assert tests.bought == [1]
 
 
-def test_a_further_start_also_serves_cells_that_were_asked_for_together(night):
-    run, sampler = night(new=(20.7, 20.7, 20.7, 20.7, 20.0))
-    first, others = measured_together(run, 10.0, 55.0, 50.0)
-    sampler.judge(first, "suite", [TPOT])
-    # The second one would take longer than what is left of a start's time.
-    [own, *theirs] = bought([first, *others])
-    assert own > 0
-    assert theirs == [own, 0, own]
+def test_a_clean_cell_does_not_wait(night):
+    run, sampler = night(new=(20.0,))
+    asked = []
+    sampler.judge(run.measured(), "suite", [TPOT], test="test", wait=lambda: asked.append(1))
+    assert asked == []
 
 
-@pytest.mark.parametrize("flag", ["judged", "alone"])
-def test_a_cell_that_was_judged_or_ended_a_server_takes_no_further_start(night, flag):
+def test_what_no_further_start_is_left_for_does_not_wait(night):
+    run, sampler = night(new=(22.0,), max_starts=1)
+    tests = InDoubt(run, sampler, 1.0)
+    [verdict] = tests.judge(0).verdicts
+    assert verdict.reason.endswith("; no further start within --max-starts 1")
+
+
+def test_one_further_start_serves_all_that_wait(night):
     run, sampler = night(new=(20.7, 20.7, 20.7, 20.0))
-    first, others = measured_together(run, 1.0, 1.0)
-    setattr(others[0], flag, True)
-    sampler.judge(first, "suite", [TPOT])
-    assert bought(others)[0] == 0
-    assert bought(others)[1] > 0
+    tests = InDoubt(run, sampler, 10.0, 55.0, 5.0)
+    outcomes = [tests.judge(number).verdicts[0].outcome for number in range(3)]
+    assert outcomes == [Outcome.PASS] * 3
+    assert run.did == ["start 2 of up to 5 for suite and 2 more cells"]
+    assert tests.bought == [1, 1, 1]
 
 
-def test_what_others_bought_is_judged_with_the_rest(night):
-    """The second cell needs no start of its own any more."""
-    run, sampler = night(new=(20.7, 20.7, 20.0))
-    first, [other] = measured_together(run, 1.0)
-    sampler.judge(first, "suite", [TPOT])
+def test_what_it_was_enough_for_takes_no_further_one(night):
+    """The first is in doubt again after its second start, the other one is not."""
+    run, sampler = night(new=(20.7, 20.7, 20.7, 20.0, 20.0))
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    tests.judge(0)
+    assert tests.bought == [2, 1]
     did = list(run.did)
-    result = sampler.judge(other, "suite", [TPOT])
-    assert len(result.starts) > 1
+    assert tests.judge(1).verdicts[0].outcome is Outcome.PASS
     assert run.did == did
 
 
-def test_both_arms_of_an_ab_serve_the_company(night):
+def test_two_tests_of_one_cell_share_its_starts(night):
+    run, sampler = night(new=(20.7, 20.0))
+    cell = run.measured()
+    for test in ("test_0", "test_1"):
+        sampler.judge(cell, "suite", [TPOT], test=test, wait=lambda: True)
+    results = [sampler.judge(cell, "suite", [TPOT], test=f"test_{n}") for n in (0, 1)]
+    assert [len(result.bought) for result in results] == [1, 1]
+    assert run.did == ["start 2 of up to 5 for suite"]
+
+
+def test_a_test_that_asks_again_has_the_verdicts_that_it_had(night):
+    """Its other cell was clean: that one is judged once, and has its share of the night once."""
+    run, sampler = night(new=(20.0,), gates=3)
+    cell = run.measured()
+    first = sampler.judge(cell, "suite", [TPOT], test="test")
+    again = sampler.judge(cell, "suite", [TPOT], test="test")
+    assert again == first
+    assert sampler.night.taken == 1
+
+
+def test_another_server_is_not_theirs(night):
+    run, sampler = night(new=(20.7, 20.7, 20.0))
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    tests.cells[1].spec = replace(SPEC, max_model_len=64)
+    tests.judge(0)
+    assert tests.bought == [1, 0]
+
+
+def test_a_cell_that_ended_a_server_takes_no_start_of_others(night):
+    run, sampler = night(new=(20.7, 20.7, 20.7, 20.0))
+    tests = InDoubt(run, sampler, 1.0, 1.0, 1.0)
+    tests.cells[1].alone = True
+    tests.judge(0)
+    assert tests.bought == [1, 0, 1]
+
+
+def test_both_arms_of_an_ab_serve_all_that_wait(night):
     run, sampler = night(new=(22.0,), against="vllm==0.31.0")
-    first, [other] = measured_together(run, 1.0)
-    sampler.judge(first, "suite", [TPOT])
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    tests.judge(0)
     did = list(run.did)
-    result = sampler.judge(other, "suite", [TPOT])
+    result = tests.judge(1)
     assert (len(result.old), len(result.new)) == (3, 3)
     assert result.against == OLD.label
     [verdict] = result.verdicts
@@ -221,41 +279,46 @@ def test_both_arms_of_an_ab_serve_the_company(night):
 def test_a_load_that_ends_the_old_engine_takes_no_pair_from_the_cell_in_doubt(night):
     run, sampler = night(new=(22.0,), against="vllm==0.31.0")
     run.unbearable = (OLD.label,)
-    first, [other] = measured_together(run, 1.0)
-    [verdict] = sampler.judge(first, "suite", [TPOT]).verdicts
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    [verdict] = tests.judge(0).verdicts
     assert verdict.outcome is Outcome.REGRESSED
     assert verdict.paired
-    assert other.result.old == ()
+    # A pair of which it has one arm is none.
+    assert (len(tests.cells[1].result.starts), tests.cells[1].result.new) == (2, ())
+
+
+def test_an_old_engine_that_failed_is_started_for_none_of_those_that_wait(night):
+    run, sampler = night(new=(22.0,), old=(FAILED,), against="vllm==0.31.0")
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    for number in (0, 1):
+        [verdict] = tests.judge(number).verdicts
+        assert verdict.outcome is Outcome.REGRESSED
+        assert verdict.reason.endswith(
+            "no A/B, because vllm==0.31.0 failed: the server ended at once"
+        )
+    assert len([stage for stage in run.did if "old engine" in stage]) == 1
 
 
 @pytest.mark.parametrize(("max_minutes", "theirs"), [(1, 0), (5, 4)])
-def test_company_takes_no_time_that_the_cell_in_doubt_may_need(night, max_minutes, theirs):
+def test_others_take_no_time_that_the_cell_in_doubt_may_need(night, max_minutes, theirs):
     """Four further starts of 50 s each."""
     run, sampler = night(new=(22.0,), max_minutes=max_minutes)
-    first, [other] = measured_together(run, 20.0, startup_s=50.0)
-    sampler.judge(first, "suite", [TPOT])
-    assert bought([first, other]) == [4, theirs]
+    tests = InDoubt(run, sampler, 1.0, 20.0, startup_s=50.0)
+    tests.judge(0)
+    assert tests.bought == [4, theirs]
 
 
 def test_a_load_that_ended_the_tested_engine_fails_its_own_test(night):
     run, sampler = night(new=(22.0,))
     run.unbearable = (NEW.label,)
-    first, [other] = measured_together(run, 1.0)
-    [verdict] = sampler.judge(first, "suite", [TPOT]).verdicts
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    [verdict] = tests.judge(0).verdicts
     assert verdict.outcome is Outcome.REGRESSED
     with pytest.raises(ServerStartError, match="the server ended at once"):
-        sampler.judge(other, "suite", [TPOT])
+        tests.judge(1)
 
 
-def test_company_takes_no_pair_of_which_it_has_one_arm(night):
-    run, sampler = night(new=(22.0,), against="vllm==0.31.0")
-    run.unbearable = (OLD.label,)
-    first, [other] = measured_together(run, 1.0)
-    sampler.judge(first, "suite", [TPOT])
-    assert (len(other.result.starts), other.result.new) == (2, ())
-
-
-def test_a_shared_start_that_was_invalid_ends_the_company_and_counts_for_nothing(night):
+def test_a_shared_start_that_was_invalid_counts_for_nothing_and_is_the_last(night):
     run, _ = night(new=(-20.0,))
     cell = run.measured()
     cell.add_start(run.result(SPEC), shared=True)
@@ -264,12 +327,12 @@ def test_a_shared_start_that_was_invalid_ends_the_company_and_counts_for_nothing
     assert cell.invalid == 1
 
 
-def test_company_takes_no_more_starts_than_a_cell_may_have(night):
+def test_none_takes_more_starts_than_a_cell_may_have(night):
     run, sampler = night(new=(22.0,), max_starts=3)
-    first, [other] = measured_together(run, 1.0)
-    other.invalid = 1
-    sampler.judge(first, "suite", [TPOT])
-    assert bought([first, other]) == [2, 1]
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    tests.cells[1].invalid = 1
+    tests.judge(0)
+    assert tests.bought == [2, 1]
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -339,17 +402,27 @@ def test_a_gross_loss_is_blamed_after_two_where_there_will_be_no_third(night):
 
 def test_the_first_gate_that_fails_raises_the_limit_of_the_next(night):
     run, sampler = night(new=(24.0,), gates=10)
-    before = sampler.night.limit
-    judged(run, sampler)
-    assert sampler.night.limit == pytest.approx(2 * before)
+    limits = [
+        sampler.judge(run.measured(), "suite", [TPOT], test=test).verdicts[0].p_limit
+        for test in ("a", "b")
+    ]
+    assert limits == pytest.approx([0.003, 0.006])
+
+
+def test_a_gate_that_waited_has_the_limit_of_when_it_is_settled(night):
+    run, sampler = night(new=(24.0,), gates=10)
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    verdicts = [tests.judge(number).verdicts[0] for number in (0, 1)]
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.REGRESSED] * 2
+    assert [verdict.p_limit for verdict in verdicts] == pytest.approx([0.003, 0.006])
 
 
 def test_gates_of_one_cell_have_a_share_of_the_night_each(night):
     run, sampler = night(new=(20.0,), gates=3)
-    sampler.judge(run.measured(), "suite", [TPOT])
-    verdicts = sampler.judge(run.measured(), "suite", [TPOT, ITL]).verdicts
+    sampler.judge(run.measured(), "suite", [TPOT], test="a")
+    verdicts = sampler.judge(run.measured(), "suite", [TPOT, ITL], test="b").verdicts
     assert [verdict.p_limit for verdict in verdicts] == pytest.approx([0.01, 0.005])
-    [verdict] = sampler.judge(run.measured(), "suite", [TPOT]).verdicts
+    [verdict] = sampler.judge(run.measured(), "suite", [TPOT], test="c").verdicts
     assert verdict.p_limit == pytest.approx(0.01 / 6)
 
 
@@ -451,7 +524,7 @@ def test_a_metric_that_is_missing_leaves_the_others_their_starts(night):
     """The loss of one is seen in five starts, though another is in the first start alone."""
     run, sampler = night(new=(22.0, None))
     run.itl_ms = 22.0
-    tpot, itl = sampler.judge(run.measured(), "suite", [TPOT, ITL]).verdicts
+    tpot, itl = sampler.judge(run.measured(), "suite", [TPOT, ITL], test="test").verdicts
     assert tpot.reason.endswith("; tpot_ms.p50 could not be measured in 3 starts")
     assert (itl.outcome, itl.starts) == (Outcome.REGRESSED, 5)
 
@@ -530,9 +603,9 @@ def test_a_gpu_is_quiet_and_is_not_looked_at_again(night):
 def test_a_second_gate_of_a_cell_uses_what_the_first_one_bought(night):
     run, sampler = night(new=(24.0,))
     cell = run.measured()
-    sampler.judge(cell, "suite", [TPOT])
+    sampler.judge(cell, "suite", [TPOT], test="a")
     bought = len(run.did)
-    assert sampler.judge(cell, "suite", [TPOT]).verdicts[0].outcome is Outcome.REGRESSED
+    assert sampler.judge(cell, "suite", [TPOT], test="b").verdicts[0].outcome is Outcome.REGRESSED
     assert len(run.did) == bought
 
 
