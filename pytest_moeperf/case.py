@@ -49,8 +49,6 @@ class Case:
     needs: dict[str, Need | None] = field(default_factory=dict)
     cost_s: float = 0.0
     """What a further start of this cell alone takes, by the longest one so far."""
-    settled: bool = False
-    """Its verdicts are final."""
 
     @property
     def result(self) -> CellResult:
@@ -91,7 +89,8 @@ class Case:
         before = self.p_limits
         self.p_limits = {key: night.limit(share) for key, share in self.shares.items()}
         if before and before != self.p_limits:
-            self.judge([key for key in self.metrics if self.verdicts[key].outcome in gate.DOUBTFUL])
+            undecided = gate.DOUBTFUL - {Outcome.REGRESSED}
+            self.judge([key for key in self.metrics if self.verdicts[key].outcome in undecided])
 
     def _assess(self, key: str, *, last: bool) -> Assessment:
         return gate.judge_metric(

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, overload
 
 import pytest
@@ -212,8 +213,10 @@ class Cell:
         with at_work(item, session):
             if not metrics:
                 raise UsageError("gate() judges nothing: name a metric, such as 'tpot_ms.p50'")
-            result = session.judge(item, self.measured, metrics)
-        conclude(item, session, result)
+            later = partial(_settle, item, session)
+            result = session.judge(item, self.measured, metrics, later=later)
+        if result is not None:
+            conclude(item, session, result)
 
     def discarded(self, *codes: str) -> int:
         """How many repeats were measured again because of one of these findings.
@@ -231,7 +234,7 @@ class Cell:
         """Fail the test where too many repeats were invalid, with what was found in them."""
         if self.measured.result.invalid:
             item, session = self.measure.item, self.measure.session
-            conclude(item, session, session.judge(item, self.measured, ()))
+            conclude(item, session, session.judge_invalid(item, self.measured))
 
     def over(self, other: Cell, metric: str) -> Ratio:
         """This cell's `metric` divided by the other's, turn by turn."""
@@ -303,16 +306,21 @@ class Ratio:
         conclude(item, session, result, shown=evidence.splitlines())
 
 
+def _settle(item: pytest.Item, session: MoeperfSession) -> None:
+    """Judge to the end what the test is in doubt about, and raise what the verdicts say."""
+    with at_work(item, session):
+        results = session.settle(item)
+    for result in results:
+        conclude(item, session, result)
+
+
 def conclude(
     item: pytest.Item, session: MoeperfSession, result: CellResult, *, shown: Sequence[str] = ()
 ) -> None:
     """Raise what the verdicts say, in the call phase of the test.
 
-    `shown` are lines that a failure has below its verdicts. A test that will run again is told
-    nothing yet.
+    `shown` are lines that a failure has below its verdicts.
     """
-    if session.postponed.waits(item):
-        return
     outcomes = {verdict.outcome for verdict in result.verdicts}
     failing = set(FAILING)
     if item.config.getoption("runxfail"):

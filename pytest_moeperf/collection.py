@@ -53,8 +53,16 @@ def parametrize(metafunc: pytest.Metafunc, session: MoeperfSession) -> None:
             metafunc.parametrize(name, values[name], ids=lambda value: getattr(value, "slug", None))
 
 
+def engine_ids(engines: Sequence[str]) -> dict[str, str]:
+    """Every `--engine` as given, with the shortest text that tells it from the others."""
+    from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only for suites
+
+    names = {text: parse_engine(text).engine for text in engines}
+    return names if len(set(names.values())) == len(names) else {text: text for text in names}
+
+
 def _parametrize_servers(metafunc: pytest.Metafunc, session: MoeperfSession) -> None:
-    specs, engines = _specs(metafunc, session), session.engine_ids()
+    specs, engines = _specs(metafunc, session), engine_ids(session.options.engines)
     names = [name for name in metafunc.fixturenames if name in specs]
     if not names:
         return
@@ -232,6 +240,34 @@ def _servers(item: pytest.Item) -> list[NamedServer]:
     values = callspec.params.values() if callspec is not None else ()
     nested = [list(value.values()) if isinstance(value, dict) else [value] for value in values]
     return [value for group in nested for value in group if isinstance(value, NamedServer)]
+
+
+def prepare(tests: pytest.Session, session: MoeperfSession) -> None:
+    """Before the first test: find the hardware and the engines, so that misuse ends here.
+
+    An xdist worker cannot end the session with a usage error; there the tests fail instead.
+    """
+    measuring = any(measures(item) for item in tests.items)
+    if not measuring or tests.config.option.collectonly or hasattr(tests.config, "workerinput"):
+        return
+    from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - only for suites
+
+    try:
+        session.run.hardware  # noqa: B018 - resolves
+        ensure_writable(session.options.out_dir)
+        if session.options.baseline == "record":
+            ensure_writable(session.options.baseline_dir)
+        with session.progress.during(None):
+            engines = [session.run.engine(text) for text in session.options.engines]
+            old = [session.run.engine(text) for text in (session.options.against,) if text]
+    except MoeperfError as error:
+        raise pytest.UsageError(str(error)) from None
+    reporter = tests.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and tests.config.option.verbose >= 0:
+        labels = ", ".join(engine.label for engine in engines)
+        labels += "".join(f" against {engine.label}" for engine in old)
+        here = f"{session.run.hardware.name} ({session.run.hardware.label})"
+        reporter.write_line(f"moeperf: {here}, {labels}")
 
 
 def gating_tests(items: Sequence[pytest.Item], session: MoeperfSession) -> int:

@@ -13,6 +13,8 @@ from pytest_moeperf.records import Outcome
 from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_moeperf.records import CellResult, EngineInstall
 
 __all__ = [
@@ -65,6 +67,19 @@ class Collected:
         self.machine.update(contribution.machine)
         if contribution.note is not None:
             self.notes.append(contribution.note)
+
+    def plus(self, contributions: Iterable[Contribution]) -> Collected:
+        """These and others, which are not kept."""
+        both = replace(
+            self,
+            cells=[*self.cells],
+            engines={**self.engines},
+            machine={**self.machine},
+            notes=[*self.notes],
+        )
+        for contribution in contributions:
+            both.add(contribution)
+        return both
 
     def add_time(self, spent: TimeSpent) -> None:
         """Count what one process spent, unless it only stood by."""

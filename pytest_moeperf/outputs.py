@@ -16,9 +16,11 @@ from pytest_moeperf.files import append_text, write_text_atomic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pytest
+
     from pytest_moeperf.report.model import SessionReport
 
-__all__ = ["SoFar", "write_all"]
+__all__ = ["SoFar", "summarize", "write_all"]
 
 RUN, PAGE = "run.json", "report.html"
 
@@ -67,3 +69,24 @@ def write_all(report: SessionReport, folder: Path) -> Iterator[tuple[str, Path]]
     yield "report", folder / PAGE
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         append_text(Path(summary), markdown(report))
+
+
+def summarize(reporter: pytest.TerminalReporter, report: SessionReport, *, verbosity: int) -> None:
+    """Write the tables, in colour only where pytest itself does; with -q only the counts."""
+    reporter.ensure_newline()
+    if report.cells and verbosity < 0:
+        counts = (f"{count} {name}" for name, count in report.outcomes.items())
+        reporter.write_line(", ".join(counts))
+    if report.cells and verbosity >= 0:
+        from pytest_moeperf.report import terminal  # noqa: PLC0415 - rich
+
+        reporter.section("moeperf", bold=True)
+        text = terminal.render(
+            report,
+            width=reporter.config.get_terminal_writer().fullwidth,
+            color=reporter.hasmarkup,
+            maps=verbosity > 0,
+        )
+        reporter.write(text)
+    for note in report.notes:
+        reporter.write_line(note)

@@ -71,7 +71,7 @@ class _SessionHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        self._session.prepare(session)
+        collection.prepare(session, self._session)
         self._session.plan(collection.gating_tests(session.items, self._session))
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -84,9 +84,16 @@ class _SessionHooks:
         return self._session.run_test(item, nextitem)
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
+        with self._session.postponed.calling(item):
+            yield
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
-        self, item: pytest.Item
+        self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        if call.when == "call" and call.excinfo is not None:
+            self._session.failed(item)
         report = yield
         self._session.attach_cells(item, report)
         return report

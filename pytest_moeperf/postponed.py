@@ -1,23 +1,25 @@
-"""Lets a test that is in doubt wait until the other tests of its server were judged.
+"""Lets the verdict of a test wait until the other tests of its server have measured.
 
-The further start that it takes then serves all that wait. Such a test runs twice: first without a
-report, then after the last test of its server, with what was measured before.
+The further start that one of them takes then serves all that wait. Such a test runs once, as any
+other. Its reports are held back, and its item comes again behind the last test of its server, to
+be judged to the end.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import pytest
-from _pytest.runner import runtestprotocol  # what plugins that run a test again have
+from _pytest.runner import check_interactive_exception, runtestprotocol
 
-from pytest_moeperf.contribution import CELLS
 from pytest_moeperf.markers import may_gate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator
 
-    from pytest_moeperf.records import CellResult
+    from pytest_moeperf.case import Case
 
 __all__ = ["GROUP", "Postponed"]
 
@@ -25,60 +27,118 @@ GROUP = pytest.StashKey[object]()
 """What tests have in common of which one server serves all."""
 
 
+@dataclass(slots=True)
+class _Waiting:
+    settle: Callable[[], None]
+    """Judges the test to the end and raises what that says."""
+    cases: list[Case] = field(default_factory=list)
+    reports: list[pytest.TestReport] = field(default_factory=list)
+    """Those of its call and of its teardown."""
+
+
+class _AskedLate:
+    """The flag that makes `runtestprotocol` tell a report: asked after each phase, not before."""
+
+    def __init__(self, answer: Callable[[], bool]) -> None:
+        self._answer = answer
+
+    def __bool__(self) -> bool:
+        return self._answer()
+
+
 class Postponed:
-    """The tests that wait, with the cells of their first run. Each waits once at most."""
+    """The tests that wait, each with the cases that it is in doubt about."""
 
     def __init__(self) -> None:
-        self._left: dict[pytest.Item, tuple[CellResult, ...]] = {}
-        self._running: pytest.Item | None = None
-        """In its first run."""
-        self._claimed = False
+        self._waiting: dict[pytest.Item, _Waiting] = {}
+        self._calling: pytest.Item | None = None
+        """The test whose function runs, if its verdict may wait."""
+        self._able: pytest.Item | None = None
+        self._rerun: bool | None = None
 
     @property
-    def left(self) -> Mapping[pytest.Item, tuple[CellResult, ...]]:
-        """Those that were not run again yet."""
-        return self._left
+    def tests(self) -> tuple[pytest.Item, ...]:
+        """Those that were not judged to the end yet."""
+        return tuple(self._waiting)
 
-    def claim(self, item: pytest.Item) -> bool:
-        """Have `item` run again; False where it must be judged to the end now."""
-        if item is not self._running:
+    def cases(self, item: pytest.Item) -> tuple[Case, ...]:
+        """What the test is in doubt about; empty where it does not wait."""
+        return tuple(self._waiting[item].cases) if item in self._waiting else ()
+
+    @contextmanager
+    def calling(self, item: pytest.Item) -> Iterator[None]:
+        """Only meanwhile a verdict may wait: not in a fixture, whose report says something else."""
+        self._calling = item if item is self._able else None
+        try:
+            yield
+        finally:
+            self._calling = None
+
+    def claim(self, item: pytest.Item, case: Case, settle: Callable[[], None]) -> bool:
+        """Let the case wait, and the test for `settle`; False where it must be judged now."""
+        if item is not self._calling:
             return False
-        self._claimed = True
+        self._waiting.setdefault(item, _Waiting(settle)).cases.append(case)
         return True
 
-    def waits(self, item: pytest.Item) -> bool:
-        """Whether this run of `item` is to have no result."""
-        return self._claimed and item is self._running
+    def drop(self, item: pytest.Item) -> tuple[Case, ...]:
+        """Wait no more, and tell for what: the test has failed by something else."""
+        cases = self.cases(item)
+        self._waiting.pop(item, None)
+        return cases
 
     def run(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        """Run a test that may have to wait, as pytest does but for its reports; None: not one."""
-        if self._left.pop(item, None) is not None or not may_gate(item):
+        """Run a test or, when it comes again, settle it; None where pytest is to run it."""
+        if not (self._waiting or may_gate(item)) or self._may_be_rerun(item.session):
             return None
-        told, hook = len(item.user_properties), item.ihook
-        self._running, self._claimed = item, False
+        hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        try:
-            reports = runtestprotocol(item, log=False, nextitem=nextitem)
-        finally:
-            self._running = None
-        if self._claimed:
-            del item.user_properties[told:]
-            self._put_back(item)
+        if item in self._waiting:
+            self._conclude(item)
         else:
-            for report in reports:
-                hook.pytest_runtest_logreport(report=report)
+            self._play(item, nextitem)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def _put_back(self, item: pytest.Item) -> None:
-        """Put it behind the last test of its server, which pytest has not come to yet.
+    def _may_be_rerun(self, session: pytest.Session) -> bool:
+        """Whether pytest-rerunfailures may run a test, which it does in a way of its own."""
+        if self._rerun is None:
+            flaky = (item.get_closest_marker("flaky") for item in session.items)
+            self._rerun = bool(session.config.getoption("reruns", None)) or any(flaky)
+        return self._rerun
 
-        Where it is the last one itself it comes next, and what pytest has kept set up for the test
-        that was next suits it as well: its own modules and packages, or some of them.
-        """
+    def _play(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """Run the test, and tell its reports as pytest does until it has to wait."""
         items = item.session.items
-        group = item.stash[GROUP]
-        last = max(n for n, each in enumerate(items) if each.stash.get(GROUP, None) == group)
-        items.insert(last + 1, item)
-        self._left[item] = item.stash[CELLS]
-        del item.stash[CELLS]
+        if nextitem in self._waiting:
+            # That one needs nothing set up: what is kept must suit the next one that does.
+            later = items[items.index(item) + 1 :]
+            nextitem = next((each for each in later if each not in self._waiting), None)
+        self._able = item if may_gate(item) and GROUP in item.stash else None
+        log = _AskedLate(lambda: item not in self._waiting)
+        try:
+            reports = runtestprotocol(item, log=cast("bool", log), nextitem=nextitem)
+        finally:
+            self._able = None
+        if item in self._waiting:
+            self._waiting[item].reports = [each for each in reports if each.when != "setup"]
+            group = item.stash[GROUP]
+            last = max(n for n, each in enumerate(items) if each.stash.get(GROUP, None) == group)
+            # pytest has not come to it yet, and takes the next one from this list.
+            items.insert(last + 1, item)
+
+    def _conclude(self, item: pytest.Item) -> None:
+        """Judge the test to the end and tell its reports."""
+        hook, settle = item.ihook, self._waiting[item].settle
+        call = pytest.CallInfo.from_call(
+            settle, when="call", reraise=(pytest.exit.Exception, KeyboardInterrupt)
+        )
+        played, *others = self._waiting.pop(item).reports
+        report: pytest.TestReport = hook.pytest_runtest_makereport(item=item, call=call)
+        report.start, report.duration = played.start, played.duration + report.duration
+        hook.pytest_runtest_logreport(report=report)
+        if check_interactive_exception(call, report):
+            hook.pytest_exception_interact(node=item, call=call, report=report)
+        for other in others:
+            other.user_properties = report.user_properties
+            hook.pytest_runtest_logreport(report=other)

@@ -65,9 +65,6 @@ class Budget:
             self.left_s -= self.clock() - began_s
 
 
-_Question = tuple[str, "ServerSpec", str, tuple[str, ...]]
-"""The test that asks, the server, the cell and the metrics."""
-
 _Arm = dict["MeasuredCell", CellResult]
 """What one fresh server was measured with: the cell that it was started for, and others."""
 
@@ -85,40 +82,11 @@ class Sampler:
         """Of it, what other cells took on the servers that one was in doubt for."""
         self._no_arm: dict[ServerSpec, str] = {}
         """Why there is no A/B for a spec: the old engine failed with it."""
-        self._cases: dict[_Question, Case] = {}
+        self._waiting: list[Case] = []
 
-    def judge(
-        self,
-        cell: MeasuredCell,
-        suite: str,
-        metrics: Sequence[str],
-        *,
-        test: str,
-        wait: Callable[[], bool] = lambda: False,
-    ) -> CellResult:
-        """Judge a valid cell by its baseline and, where that is not enough, by further starts.
-
-        Where it takes further starts, `wait` is asked whether `test` will ask again, once the other
-        cells of the server were judged: then what is returned has no final verdict yet.
-
-        Raises:
-            MoeperfError: A server failed under the cell's load, here or where another cell took it.
-        """
-        question = (test, cell.spec, cell.result.cell, tuple(dict.fromkeys(metrics)))
-        case = self._cases.get(question)
-        failure = cell.failure if case is None else case.cell.failure
-        if failure is not None:
-            raise failure
-        if case is None:
-            case = self._cases[question] = self._opened(cell, suite, question[-1])
-            if case.need is not None and not self._refusal(case, case.need) and wait():
-                return case.result
-        if not case.settled:
-            self._settle(case)
-        return case.result
-
-    def _opened(self, cell: MeasuredCell, suite: str, keys: tuple[str, ...]) -> Case:
-        """Judge the cell by the start that it was measured on."""
+    def begin(self, cell: MeasuredCell, suite: str, metrics: Sequence[str]) -> Case:
+        """Judge a valid cell by its baseline and the start that it was measured on."""
+        keys = tuple(dict.fromkeys(metrics))
         named = replace(cell.result, cell=f"{suite}/{cell.result.cell}")
         case = Case(
             cell,
@@ -136,19 +104,36 @@ class Sampler:
         self._look_again(case)
         return case
 
-    def _settle(self, case: Case) -> None:
-        """Measure on until every verdict is final."""
+    def wants(self, case: Case) -> bool:
+        """Whether it would take further starts now."""
+        return case.need is not None and not self._refusal(case, case.need)
+
+    def wait(self, case: Case) -> None:
+        """Measure the case on the further starts of others, until it is settled or dropped."""
+        self._waiting.append(case)
+
+    def drop(self, case: Case) -> None:
+        """Measure the case no further."""
+        if case in self._waiting:
+            self._waiting.remove(case)
+
+    def settle(self, case: Case) -> CellResult:
+        """Measure on until every verdict is final.
+
+        Raises:
+            MoeperfError: A server failed under the cell's load, here or where another cell took it.
+        """
+        self.drop(case)
+        if case.cell.failure is not None:
+            raise case.cell.failure
         case.admit(self.night)
-        if case.cell.spec in self._no_arm:
-            case.pairs = False
-            case.judge(case.open)
         self._sample(case)
         if failed := self._no_arm.get(case.cell.spec):
             missed = [key for key in case.metrics if case.misses_pairs(key)]
             case.remark(missed, f"no A/B, because {self._limits.against} failed: {failed}")
         for verdict in case.verdicts.values():
             self.night.note(verdict.outcome is Outcome.REGRESSED)
-        case.settled = True
+        return case.result
 
     def _policy(self, cell: MeasuredCell, key: str) -> Policy:
         fingerprint = cell.result.fingerprint
@@ -208,35 +193,36 @@ class Sampler:
             return f"no {what}, because {limits.against} failed: {failed}"
         if case.cell.invalid > MOST_INVALID:
             return f"{case.cell.invalid} further starts were invalid"
-        if limits.max_starts is not None and case.cell.used + lacking > limits.max_starts:
+        if self._has_its_starts(case, need):
             return f"no {what} within --max-starts {limits.max_starts}"
         if self._budget.left_s <= SERVERS[need] * lacking * case.cost_s:
             return f"no {what} within --max-minutes {limits.max_minutes:g}"
         return ""
 
-    def _waiting(self, case: Case) -> list[Case]:
-        """The other cases that wait for starts of the server of this one."""
-        return [
-            other
-            for other in self._cases.values()
-            if other is not case and not other.settled and other.cell.spec == case.cell.spec
-        ]
+    def _has_its_starts(self, case: Case, need: Need) -> bool:
+        """Whether --max-starts leaves fewer than it takes for another verdict."""
+        most = self._limits.max_starts
+        return most is not None and case.cell.used + case.lacking(need) > most
+
+    def _beside(self, case: Case) -> list[Case]:
+        """The cases that wait for starts of the same server."""
+        return [other for other in self._waiting if other.cell.spec == case.cell.spec]
 
     def _others(self, case: Case, need: Need) -> list[MeasuredCell]:
         """Cells to measure on the same servers, as far as the case leaves time for them."""
         left_s = (self._budget.left_s - case.most_servers * case.cost_s) / SERVERS[need]
-        most, chosen = self._limits.max_starts, [case.cell]
-        for other in self._waiting(case):
+        chosen = [case.cell]
+        for other in self._beside(case):
             cell = other.cell
-            full = cell.alone or (most is not None and cell.used >= most)
-            if other.need is need and cell not in chosen and not full and cell.cost_s <= left_s:
+            able = other.need is need and not cell.alone and not self._has_its_starts(other, need)
+            if able and cell not in chosen and cell.cost_s <= left_s:
                 left_s -= cell.cost_s
                 chosen.append(cell)
         return chosen[1:]
 
     def _judge_others(self, case: Case, measured: Collection[MeasuredCell]) -> None:
         """Let those that it is enough for take no more starts."""
-        for other in self._waiting(case):
+        for other in self._beside(case):
             if other.cell in measured:
                 other.judge(other.open)
 
@@ -297,6 +283,9 @@ class Sampler:
         except MoeperfError as error:
             self._no_arm[case.cell.spec] = str(error).partition("\n")[0]
             case.pairs = False
+            for other in self._beside(case):
+                other.pairs = False
+                other.judge(other.open)
             return None
 
     def _end_old(self, case: Case) -> None:

@@ -26,7 +26,7 @@ from pytest_moeperf.report.verdict import GOOD
 from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from pytest_moeperf.counting import CountedCell, Counter
@@ -126,16 +126,6 @@ class MoeperfSession:
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 
-    def engine_ids(self) -> dict[str, str]:
-        """Every `--engine` as given, with the shortest text that tells it from the others."""
-        from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only for suites
-
-        try:
-            names = {text: parse_engine(text).engine for text in self.options.engines}
-        except UsageError as error:
-            raise pytest.UsageError(str(error)) from None
-        return names if len(set(names.values())) == len(names) else {text: text for text in names}
-
     def header(self) -> str:
         """The line of `pytest`'s header; it must not look for hardware, which takes time."""
         options = self.options
@@ -153,33 +143,6 @@ class MoeperfSession:
         """Let so many tests that may gate share the chance of a false alarm."""
         self._gates = GATES_A_TEST * tests
 
-    def prepare(self, session: pytest.Session) -> None:
-        """Before the first test: find the hardware and the engines, so that misuse ends here.
-
-        An xdist worker cannot end the session with a usage error; there the tests fail instead.
-        """
-        measuring = any(measures(item) for item in session.items)
-        if not measuring or session.config.option.collectonly or self._is_worker:
-            return
-        from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - only for suites
-
-        try:
-            self.run.hardware  # noqa: B018 - resolves
-            ensure_writable(self.options.out_dir)
-            if self.options.baseline == "record":
-                ensure_writable(self.options.baseline_dir)
-            with self.progress.during(None):
-                engines = [self.run.engine(text) for text in self.options.engines]
-                old = [self.run.engine(text) for text in (self.options.against,) if text]
-        except MoeperfError as error:
-            raise pytest.UsageError(str(error)) from None
-        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None and self.config.option.verbose >= 0:
-            labels = ", ".join(engine.label for engine in engines)
-            labels += "".join(f" against {engine.label}" for engine in old)
-            here = f"{self.run.hardware.name} ({self.run.hardware.label})"
-            reporter.write_line(f"moeperf: {here}, {labels}")
-
     def spec(self, server: NamedServer) -> ServerSpec:
         """The server's spec with engine and weights resolved."""
         named = required_server(server)
@@ -193,35 +156,68 @@ class MoeperfSession:
         """Show progress of `item` while something takes long."""
         return self.progress.during(item.nodeid)
 
-    def judge(self, item: pytest.Item, cell: MeasuredCell, metrics: Sequence[str]) -> CellResult:
-        """Judge a cell, or record it, and keep the result for the reports."""
-        result = replace(cell.result, cell=f"{_suite(item)}/{cell.result.cell}")
-        if result.invalid:
-            from pytest_moeperf import judge  # noqa: PLC0415 - only for suites
+    def judge(
+        self,
+        item: pytest.Item,
+        cell: MeasuredCell,
+        metrics: Sequence[str],
+        *,
+        later: Callable[[], None],
+    ) -> CellResult | None:
+        """Judge a cell, or record it, and keep the result for the reports.
 
-            result = replace(result, verdicts=(judge.invalid(result.discarded),))
-        elif self.options.baseline == "record":
+        None where the verdict has to wait: `later` is called when it need not any more.
+
+        Raises:
+            MoeperfError: A server failed under the cell's load.
+        """
+        if cell.result.invalid:
+            return self.judge_invalid(item, cell)
+        if self.options.baseline == "record":
+            result = replace(cell.result, cell=f"{_suite(item)}/{cell.result.cell}")
             recorded = self.references.record(result, cell.spec, metrics)
             result = replace(result, verdicts=recorded)
         else:
-            result = self.sampler.judge(
-                cell, _suite(item), metrics, test=item.nodeid, wait=lambda: self._postpone(item)
-            )
+            case = self.sampler.begin(cell, _suite(item), metrics)
+            if self.sampler.wants(case) and self.postponed.claim(item, case, later):
+                self.sampler.wait(case)
+                self.progress("in doubt: judged after the other tests of its server")
+                return None
+            result = self.sampler.settle(case)
         return self._keep(item, result)
 
-    def _postpone(self, item: pytest.Item) -> bool:
-        """Have a test in doubt run again after the others of its server, if that can be."""
-        claimed = self.postponed.claim(item)
-        if claimed:
-            self.progress("in doubt: it runs again after the other tests of its server")
-        return claimed
+    def judge_invalid(self, item: pytest.Item, cell: MeasuredCell) -> CellResult:
+        """Say of a cell why it has no figures."""
+        from pytest_moeperf import judge  # noqa: PLC0415 - only for suites
+
+        name = f"{_suite(item)}/{cell.result.cell}"
+        verdicts = (judge.invalid(cell.result.discarded),)
+        return self._keep(item, replace(cell.result, cell=name, verdicts=verdicts))
+
+    def settle(self, item: pytest.Item) -> tuple[CellResult, ...]:
+        """Judge to the end what the test is in doubt about."""
+        cases = self.postponed.cases(item)
+        try:
+            return tuple(self._keep(item, self.sampler.settle(case)) for case in cases)
+        finally:
+            for case in cases:
+                self.sampler.drop(case)
 
     def run_test(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        """Run a test that may have to wait; None where pytest is to run it."""
+        """Run a test whose verdict may have to wait; None where pytest is to run it."""
         # An xdist worker is told by number which test comes next.
         if self._is_worker or self.options.baseline == "record":
             return None
-        return self.postponed.run(item, nextitem)
+        told = self.postponed.run(item, nextitem)
+        if item in self.postponed.tests:
+            self._so_far.write(self._report())
+        return told
+
+    def failed(self, item: pytest.Item) -> None:
+        """Judge no further a test that has failed, or ended, by something else."""
+        for case in self.postponed.drop(item):
+            self.sampler.drop(case)
+            self._keep(item, case.result)
 
     def judge_routing(
         self, item: pytest.Item, counted: CountedCell
@@ -266,6 +262,18 @@ class MoeperfSession:
         # xdist carries plain values only.
         report.moeperf = contributed.packed(self._contribution(cells, note))  # type: ignore[attr-defined] # takes extra attributes
 
+    @property
+    def _all(self) -> contributed.Collected:
+        """What was collected, and what is known of the tests that still wait."""
+        return self.collected.plus(map(self._so_far_of, self.postponed.tests))
+
+    def _so_far_of(self, item: pytest.Item) -> contributed.Contribution:
+        cells = (case.result for case in self.postponed.cases(item))
+        return self._contribution(
+            [*item.stash.get(CELLS, ()), *(replace(cell, test=item.nodeid) for cell in cells)],
+            f"left in doubt: {item.nodeid}: the session ended before it was judged",
+        )
+
     def _contribution(
         self, cells: Sequence[CellResult], note: str | None
     ) -> contributed.Contribution:
@@ -288,16 +296,16 @@ class MoeperfSession:
         """End the servers, then write what is to be written; a failure fails the session."""
         ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         self._finished = ended and not (session.shouldfail or session.shouldstop)
-        for item, cells in self.postponed.left.items():
-            note = f"left in doubt: {item.nodeid}: the session ended before it ran again"
-            self.collected.add(self._contribution(cells, note))
+        if self.postponed.tests and exitstatus == pytest.ExitCode.OK:
+            # A plugin has its own loop over the tests, which these were added to too late.
+            self._finished, session.exitstatus = False, pytest.ExitCode.TESTS_FAILED
         try:
             if "run" in vars(self):
                 self.run.close()
                 self.collected.add_time(self.run.time_spent)
             if "references" in vars(self):
                 self.collected.notes.extend(change.label for change in self.references.flush())
-            if self.collected.hardware:
+            if self._all.hardware:
                 self._write_reports()
         except MoeperfError as error:
             self.collected.notes.append(f"error: {error}")
@@ -329,41 +337,28 @@ class MoeperfSession:
     def _report(self) -> SessionReport:
         from pytest_moeperf.report.model import SessionReport  # noqa: PLC0415
 
+        collected = self._all
         return SessionReport(
             tool_version=_tool_version(),
             started_at=self._started_at.isoformat(timespec="seconds"),
             duration_s=time.monotonic() - self._began_s,
-            spent=self.collected.spent,
-            processes=self.collected.processes,
-            hardware=self.collected.hardware,
-            engines=tuple(self.collected.engines),
-            machine=self.collected.machine,
-            cells=tuple(self.collected.cells),
-            notes=tuple(self.collected.notes),
+            spent=collected.spent,
+            processes=collected.processes,
+            hardware=collected.hardware,
+            engines=tuple(collected.engines),
+            machine=collected.machine,
+            cells=tuple(collected.cells),
+            notes=tuple(collected.notes),
             options=self._typed,
             finished=self._finished,
         )
 
     def summarize(self, reporter: pytest.TerminalReporter) -> None:
-        """Write the tables, in colour only where pytest itself does; with -q only the counts."""
-        if self.collected.cells or self.collected.notes:
-            reporter.ensure_newline()
-        if self.collected.cells and self.config.option.verbose < 0:
-            outcomes = self._report().outcomes
-            reporter.write_line(", ".join(f"{count} {name}" for name, count in outcomes.items()))
-        if self.collected.cells and self.config.option.verbose >= 0:
-            from pytest_moeperf.report import terminal  # noqa: PLC0415 - rich
+        """Write the tables and the notes where pytest writes its own."""
+        if self._all.cells or self._all.notes:
+            from pytest_moeperf.outputs import summarize  # noqa: PLC0415 - only with results
 
-            reporter.section("moeperf", bold=True)
-            text = terminal.render(
-                self._report(),
-                width=self.config.get_terminal_writer().fullwidth,
-                color=reporter.hasmarkup,
-                maps=self.config.option.verbose > 0,
-            )
-            reporter.write(text)
-        for note in self.collected.notes:
-            reporter.write_line(note)
+            summarize(reporter, self._report(), verbosity=self.config.option.verbose)
 
     def close(self) -> None:
         """End what a session that never finished left running."""

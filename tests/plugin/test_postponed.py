@@ -19,23 +19,39 @@ def test_first_token(measure, moe):
     measure(moe, ClosedLoop(concurrency=1, isl=8, osl=4, requests=1)).gate("itl_token_ms.p50")
 """
 
-WITH_A_FIXTURE = (
+WITH_FIXTURES = (
     SUITE
     + """
-@pytest.fixture
-def tool(request):
-    print("set up for", request.node.name)
+@pytest.fixture(scope="session", autouse=True)
+def shared():
+    print("shared set up")
     yield
-    print("torn down for", request.node.name)
+    print("shared torn down")
 
-def test_with_a_fixture(measure, moe, tool, record_property):
+@pytest.fixture
+def own():
+    print("own set up")
+    yield
+    print("own torn down")
+
+def test_with_fixtures(measure, moe, own, record_property):
+    print("in the test")
     record_property("shown", "once")
     cell = measure(moe, LADDER[1])
     cell.gate("ttft_ms.p50")
     cell.gate("itl_token_ms.p50")
-    assert cell.value("itl_token_ms.p50") > 0
+    print("after the gates")
 """
 )
+
+SAID = [
+    "shared set up",
+    "own set up",
+    "in the test",
+    "after the gates",
+    "own torn down",
+    "shared torn down",
+]
 
 OF_ANOTHER_SERVER = """
 def test_dense(measure, dense):
@@ -44,6 +60,28 @@ def test_dense(measure, dense):
 def test_after_dense(serve, dense):
     assert serve(dense).alive
 """
+
+
+LOOP = """
+def pytest_runtestloop(session):
+    for item in list(session.items):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+    return True
+"""
+
+INTERRUPTED = """
+from pytest_moeperf.run import Run
+
+def interrupt(*_arguments):
+    raise KeyboardInterrupt
+
+Run.measure_anew = interrupt
+"""
+
+
+def add_to_conftest(suite, code):
+    conftest = suite.pytester.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + code)
 
 
 @pytest.fixture
@@ -64,7 +102,7 @@ def test_one_further_start_serves_all_tests_of_a_server(slowed):
     outcome = slowed.run()
     outcome.counts(failed=3)
     outcome.shows(
-        "  … in doubt: it runs again after the other tests of its server",
+        "  … in doubt: judged after the other tests of its server",
         "  … start 2 of up to 2 for serving.load and 2 more cells: starting tiny-moe",
         "3 REGRESSED",
         "time: * starting (2 servers, 1 spec)*",
@@ -82,15 +120,24 @@ def test_every_test_has_one_result(slowed):
     assert outcome.text.count(" FAILED") == 3
 
 
-def test_what_a_test_says_in_its_first_run_is_said_again_and_kept_once(slowed):
-    slowed.write(WITH_A_FIXTURE)
-    outcome = slowed.run("--junitxml", "junit.xml", "-o", "junit_family=xunit1", "-k", "fixture")
+def test_its_function_and_its_fixtures_run_once(slowed):
+    slowed.write(WITH_FIXTURES)
+    junit = ("--junitxml", "junit.xml", "-o", "junit_family=xunit1")
+    outcome = slowed.run(*junit, "-k", "with_fixtures", "-s")
     outcome.counts(failed=1)
+    said = [words for line in outcome.text.splitlines() for words in SAID if line.endswith(words)]
+    assert said == SAID
     [case] = outcome.junit.iter("testcase")
     shown = [each for each in case.iter("property") if each.get("name") == "shown"]
     assert len(shown) == 1
-    [cell] = {cell["cell"] for cell in outcome.run_json["cells"]}
-    assert cell.startswith("serving.load/tiny-moe")
+    assert any("itl_token_ms.p50" in each.get("name") for each in case.iter("property"))
+
+
+def test_what_it_printed_is_shown_once(slowed):
+    slowed.write(WITH_FIXTURES)
+    outcome = slowed.run("-k", "with_fixtures")
+    for line in SAID[1:-2]:
+        assert outcome.text.splitlines().count(line) == 1
 
 
 def test_it_waits_for_its_own_server_alone(slowed):
@@ -120,7 +167,7 @@ def test_what_still_waited_when_the_session_ended_is_told(slowed, option):
     outcome.shows(
         "*itl_token_ms.p50 *INCONCLUSIVE",
         "left in doubt: serving/test_load.py::test_ladder[[]vllm-1]: the session ended before it "
-        "ran again",
+        "was judged",
     )
     assert len(outcome.run_json["cells"]) == 3
     assert not outcome.run_json["finished"]
@@ -149,3 +196,102 @@ def test_a_recording_puts_no_test_off(slowed):
     outcome.counts(passed=3)
     assert "in doubt" not in outcome.text
     assert len(outcome.logs) == 1
+
+
+FAILS_LATER = """
+def test_fails(measure, moe, request):
+    request.addfinalizer({finalizer})
+    measure(moe, LADDER[1]).gate("itl_token_ms.p50")
+    {then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "finalizer", "expected", "verdict"),
+    [
+        ("assert False, 'by itself'", "lambda: None", {"failed": 1}, "INCONCLUSIVE"),
+        ("pytest.skip('by itself')", "lambda: None", {"skipped": 1}, "INCONCLUSIVE"),
+        ("pass", "lambda: pytest.fail('by itself')", {"failed": 1, "errors": 1}, "REGRESSED"),
+    ],
+)
+def test_what_else_a_test_says_is_not_lost(slowed, then, finalizer, expected, verdict):
+    slowed.write(SUITE + FAILS_LATER.format(then=then, finalizer=finalizer))
+    outcome = slowed.run("-k", "test_fails", "-rs")
+    outcome.counts(**expected)
+    outcome.shows("*by itself*")
+    [cell] = outcome.run_json["cells"]
+    assert cell["verdicts"][0]["outcome"] == verdict
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_one_that_is_expected_to_fail_waits_as_well(slowed, strict):
+    mark = f"\n@pytest.mark.xfail(strict={strict}, reason='known')\ndef test_first_token"
+    slowed.write(SUITE.replace("\ndef test_first_token", mark))
+    outcome = slowed.run("-k", "first_token")
+    outcome.counts(xfailed=1)
+    [cell] = outcome.run_json["cells"]
+    assert (len(cell["bought"]), cell["verdicts"][0]["outcome"]) == (1, "EXPECTED")
+
+
+def test_a_gate_in_a_fixture_does_not_wait(slowed):
+    gate = 'measure(moe, LADDER[1]).gate("itl_token_ms.p50")'
+    slowed.write(
+        SUITE
+        + f"\n@pytest.fixture\ndef gated(measure, moe):\n    {gate}\n"
+        + "\ndef test_gated(gated):\n    pass\n"
+    )
+    outcome = slowed.run("-k", "test_gated")
+    outcome.counts(errors=1)
+
+
+def test_tests_that_are_run_again_by_a_plugin_do_not_wait(slowed):
+    """Nor do the others, which pytest would set up for in the wrong order."""
+    slowed.write(SUITE.replace("\ndef test_first", "\n@pytest.mark.flaky\ndef test_first"))
+    outcome = slowed.run("-W", "ignore::pytest.PytestUnknownMarkWarning")
+    outcome.counts(failed=3)
+    assert "in doubt" not in outcome.text
+
+
+def test_a_loop_that_never_comes_to_them_fails_the_session(slowed):
+    add_to_conftest(slowed, LOOP)
+    outcome = slowed.run("-k", "first_token")
+    assert outcome.code == pytest.ExitCode.TESTS_FAILED
+    outcome.shows("left in doubt: *")
+    assert not outcome.run_json["finished"]
+
+
+def test_a_ctrl_c_leaves_what_was_measured_before(slowed):
+    add_to_conftest(slowed, INTERRUPTED)
+    outcome = slowed.run_process()
+    assert outcome.code == pytest.ExitCode.INTERRUPTED
+    outcome.shows("  itl_token_ms.p50 *INCONCLUSIVE", "left in doubt: *ladder*", "*Keyboard*")
+    assert len(outcome.run_json["cells"]) == 3
+
+
+def test_a_killed_session_keeps_them_too(slowed):
+    dies = "\ndef test_dies(serve, moe):\n    import os\n    os._exit(9)\n"
+    slowed.write(SUITE + dies)
+    outcome = slowed.run_process()
+    assert len(outcome.run_json["cells"]) >= 1
+    assert not outcome.run_json["finished"]
+
+
+def test_what_fails_at_once_ends_a_session_with_x_as_ever(slowed):
+    """With the teardown of its module, which pytest then tells too."""
+    slowed.write("""
+import pytest
+
+@pytest.fixture(scope="module")
+def broken():
+    yield
+    raise RuntimeError("in the module's teardown")
+
+def test_fails(measure, moe, broken):
+    assert False, "at once"
+
+def test_next(measure, moe, broken):
+    pass
+""")
+    outcome = slowed.run("-x")
+    outcome.counts(failed=1, errors=1)
+    outcome.shows("*at once*", "*in the module's teardown*")

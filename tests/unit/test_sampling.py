@@ -141,9 +141,13 @@ def night(make_start, fingerprint):
 
 
 def judged(run, sampler):
-    result = sampler.judge(run.measured(), "suite", [TPOT], test="test")
+    result = judge(sampler, run.measured())
     [verdict] = result.verdicts
     return verdict, result
+
+
+def judge(sampler, cell, *metrics):
+    return sampler.settle(sampler.begin(cell, "suite", metrics or [TPOT]))
 
 
 def test_a_clean_cell_buys_nothing(night):
@@ -160,10 +164,10 @@ class Played:
 
 
 class InDoubt:
-    """Tests of one server that are all in doubt, each with a cell and what it costs."""
+    """Cells of one server that are all in doubt and wait, and what each costs."""
 
     def __init__(self, run, sampler, *costs_s, startup_s=60.0):
-        self.cells = []
+        self.cells, self.cases = [], []
         self._sampler = sampler
         for cost_s in costs_s:
             cell = run.measured()
@@ -171,21 +175,19 @@ class InDoubt:
             cell.result = replace(cell.result, start=start)
             cell.measurement = Played(cost_s)
             self.cells.append(cell)
-        for number in range(len(costs_s)):
-            self.judge(number)
+            self.cases.append(sampler.begin(cell, "suite", [TPOT]))
+            assert sampler.wants(self.cases[-1])
+            sampler.wait(self.cases[-1])
 
     def judge(self, number):
-        """The first time it waits, then it is judged to the end."""
-        return self._sampler.judge(
-            self.cells[number], "suite", [TPOT], test=f"test_{number}", wait=lambda: True
-        )
+        return self._sampler.settle(self.cases[number])
 
     @property
     def bought(self):
         return [len(cell.result.bought) for cell in self.cells]
 
 
-def test_a_test_that_waits_is_measured_no_further_until_it_asks_again(night):
+def test_a_cell_that_waits_is_measured_no_further_until_it_is_settled(night):
     run, sampler = night(new=(20.7, 20.0))
     tests = InDoubt(run, sampler, 1.0)
     assert (tests.bought, run.did) == ([0], [])
@@ -193,17 +195,16 @@ def test_a_test_that_waits_is_measured_no_further_until_it_asks_again(night):
     assert tests.bought == [1]
 
 
-def test_a_clean_cell_does_not_wait(night):
+def test_a_clean_cell_wants_nothing(night):
     run, sampler = night(new=(20.0,))
-    asked = []
-    sampler.judge(run.measured(), "suite", [TPOT], test="test", wait=lambda: asked.append(1))
-    assert asked == []
+    assert not sampler.wants(sampler.begin(run.measured(), "suite", [TPOT]))
 
 
-def test_what_no_further_start_is_left_for_does_not_wait(night):
+def test_what_no_further_start_is_left_for_wants_none(night):
     run, sampler = night(new=(22.0,), max_starts=1)
-    tests = InDoubt(run, sampler, 1.0)
-    [verdict] = tests.judge(0).verdicts
+    case = sampler.begin(run.measured(), "suite", [TPOT])
+    assert not sampler.wants(case)
+    [verdict] = sampler.settle(case).verdicts
     assert verdict.reason.endswith("; no further start within --max-starts 1")
 
 
@@ -230,21 +231,29 @@ def test_what_it_was_enough_for_takes_no_further_one(night):
 def test_two_tests_of_one_cell_share_its_starts(night):
     run, sampler = night(new=(20.7, 20.0))
     cell = run.measured()
-    for test in ("test_0", "test_1"):
-        sampler.judge(cell, "suite", [TPOT], test=test, wait=lambda: True)
-    results = [sampler.judge(cell, "suite", [TPOT], test=f"test_{n}") for n in (0, 1)]
+    cases = [sampler.begin(cell, suite, [TPOT]) for suite in ("a", "b")]
+    for case in cases:
+        sampler.wait(case)
+    results = [sampler.settle(case) for case in cases]
     assert [len(result.bought) for result in results] == [1, 1]
-    assert run.did == ["start 2 of up to 5 for suite"]
+    assert run.did == ["start 2 of up to 5 for a"]
 
 
-def test_a_test_that_asks_again_has_the_verdicts_that_it_had(night):
-    """Its other cell was clean: that one is judged once, and has its share of the night once."""
-    run, sampler = night(new=(20.0,), gates=3)
-    cell = run.measured()
-    first = sampler.judge(cell, "suite", [TPOT], test="test")
-    again = sampler.judge(cell, "suite", [TPOT], test="test")
-    assert again == first
-    assert sampler.night.taken == 1
+def test_what_was_dropped_takes_no_start_of_others(night):
+    run, sampler = night(new=(20.7, 20.7, 20.0))
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    sampler.drop(tests.cases[1])
+    tests.judge(0)
+    assert tests.bought == [1, 0]
+
+
+def test_what_failed_while_it_was_settled_takes_no_start_of_others(night):
+    run, sampler = night(new=(20.7, 20.7, FAILED, 20.0))
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    with pytest.raises(ServerStartError):
+        tests.judge(0)
+    tests.judge(1)
+    assert tests.bought == [0, 1]
 
 
 def test_another_server_is_not_theirs(night):
@@ -287,16 +296,17 @@ def test_a_load_that_ends_the_old_engine_takes_no_pair_from_the_cell_in_doubt(ni
     assert (len(tests.cells[1].result.starts), tests.cells[1].result.new) == (2, ())
 
 
-def test_an_old_engine_that_failed_is_started_for_none_of_those_that_wait(night):
+def test_an_old_engine_that_fails_leaves_the_starts_to_be_shared(night):
     run, sampler = night(new=(22.0,), old=(FAILED,), against="vllm==0.31.0")
-    tests = InDoubt(run, sampler, 1.0, 1.0)
-    for number in (0, 1):
+    tests = InDoubt(run, sampler, 1.0, 1.0, 1.0)
+    for number in range(3):
         [verdict] = tests.judge(number).verdicts
         assert verdict.outcome is Outcome.REGRESSED
         assert verdict.reason.endswith(
             "no A/B, because vllm==0.31.0 failed: the server ended at once"
         )
-    assert len([stage for stage in run.did if "old engine" in stage]) == 1
+    assert tests.bought == [4, 4, 4]
+    assert len(run.did) == 1 + 1 + 3
 
 
 @pytest.mark.parametrize(("max_minutes", "theirs"), [(1, 0), (5, 4)])
@@ -325,6 +335,15 @@ def test_a_shared_start_that_was_invalid_counts_for_nothing_and_is_the_last(nigh
     assert (cell.alone, cell.invalid) == (True, 0)
     cell.add_start(run.result(SPEC))
     assert cell.invalid == 1
+
+
+def test_none_takes_a_part_of_the_pairs_that_it_has_no_starts_for(night):
+    """The other one has starts for two of the three pairs that a verdict takes."""
+    run, sampler = night(new=(22.0,), against="vllm==0.31.0", max_starts=5)
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    tests.cells[1].invalid = 1
+    tests.judge(0)
+    assert [len(cell.result.new) for cell in tests.cells] == [3, 0]
 
 
 def test_none_takes_more_starts_than_a_cell_may_have(night):
@@ -402,27 +421,27 @@ def test_a_gross_loss_is_blamed_after_two_where_there_will_be_no_third(night):
 
 def test_the_first_gate_that_fails_raises_the_limit_of_the_next(night):
     run, sampler = night(new=(24.0,), gates=10)
-    limits = [
-        sampler.judge(run.measured(), "suite", [TPOT], test=test).verdicts[0].p_limit
-        for test in ("a", "b")
-    ]
+    limits = [judge(sampler, run.measured()).verdicts[0].p_limit for _ in range(2)]
     assert limits == pytest.approx([0.003, 0.006])
 
 
-def test_a_gate_that_waited_has_the_limit_of_when_it_is_settled(night):
+@pytest.mark.parametrize(("alone", "second"), [(True, 0.006), (False, 0.003)])
+def test_what_was_undecided_meanwhile_has_the_limit_of_when_it_is_settled(night, alone, second):
+    """Where the starts of the first one decided on both, the second limit was not needed."""
     run, sampler = night(new=(24.0,), gates=10)
     tests = InDoubt(run, sampler, 1.0, 1.0)
+    tests.cells[1].alone = alone
     verdicts = [tests.judge(number).verdicts[0] for number in (0, 1)]
     assert [verdict.outcome for verdict in verdicts] == [Outcome.REGRESSED] * 2
-    assert [verdict.p_limit for verdict in verdicts] == pytest.approx([0.003, 0.006])
+    assert [verdict.p_limit for verdict in verdicts] == pytest.approx([0.003, second])
 
 
 def test_gates_of_one_cell_have_a_share_of_the_night_each(night):
     run, sampler = night(new=(20.0,), gates=3)
-    sampler.judge(run.measured(), "suite", [TPOT], test="a")
-    verdicts = sampler.judge(run.measured(), "suite", [TPOT, ITL], test="b").verdicts
+    judge(sampler, run.measured())
+    verdicts = judge(sampler, run.measured(), TPOT, ITL).verdicts
     assert [verdict.p_limit for verdict in verdicts] == pytest.approx([0.01, 0.005])
-    [verdict] = sampler.judge(run.measured(), "suite", [TPOT], test="c").verdicts
+    [verdict] = judge(sampler, run.measured()).verdicts
     assert verdict.p_limit == pytest.approx(0.01 / 6)
 
 
@@ -524,7 +543,7 @@ def test_a_metric_that_is_missing_leaves_the_others_their_starts(night):
     """The loss of one is seen in five starts, though another is in the first start alone."""
     run, sampler = night(new=(22.0, None))
     run.itl_ms = 22.0
-    tpot, itl = sampler.judge(run.measured(), "suite", [TPOT, ITL], test="test").verdicts
+    tpot, itl = judge(sampler, run.measured(), TPOT, ITL).verdicts
     assert tpot.reason.endswith("; tpot_ms.p50 could not be measured in 3 starts")
     assert (itl.outcome, itl.starts) == (Outcome.REGRESSED, 5)
 
@@ -603,9 +622,9 @@ def test_a_gpu_is_quiet_and_is_not_looked_at_again(night):
 def test_a_second_gate_of_a_cell_uses_what_the_first_one_bought(night):
     run, sampler = night(new=(24.0,))
     cell = run.measured()
-    sampler.judge(cell, "suite", [TPOT], test="a")
+    judge(sampler, cell)
     bought = len(run.did)
-    assert sampler.judge(cell, "suite", [TPOT], test="b").verdicts[0].outcome is Outcome.REGRESSED
+    assert judge(sampler, cell).verdicts[0].outcome is Outcome.REGRESSED
     assert len(run.did) == bought
 
 
