@@ -31,6 +31,8 @@ GROUP = pytest.StashKey[object]()
 class _Waiting:
     settle: Callable[[], None]
     """Judges the test to the end and raises what that says."""
+    funcargs: dict[str, object]
+    """What the test was called with, for other plugins that look when its report is made."""
     cases: list[Case] = field(default_factory=list)
     reports: list[pytest.TestReport] = field(default_factory=list)
     """Those of its call and of its teardown."""
@@ -51,9 +53,9 @@ class Postponed:
 
     def __init__(self) -> None:
         self._waiting: dict[pytest.Item, _Waiting] = {}
-        self._calling: pytest.Item | None = None
+        self._calling: pytest.Function | None = None
         """The test whose function runs, if its verdict may wait."""
-        self._able: pytest.Item | None = None
+        self._able: pytest.Function | None = None
         self._rerun: bool | None = None
 
     @property
@@ -68,7 +70,7 @@ class Postponed:
     @contextmanager
     def calling(self, item: pytest.Item) -> Iterator[None]:
         """Only meanwhile a verdict may wait: not in a fixture, whose report says something else."""
-        self._calling = item if item is self._able else None
+        self._calling = self._able if item is self._able else None
         try:
             yield
         finally:
@@ -76,9 +78,10 @@ class Postponed:
 
     def claim(self, item: pytest.Item, case: Case, settle: Callable[[], None]) -> bool:
         """Let the case wait, and the test for `settle`; False where it must be judged now."""
-        if item is not self._calling:
+        test = self._calling
+        if test is None or test is not item:
             return False
-        self._waiting.setdefault(item, _Waiting(settle)).cases.append(case)
+        self._waiting.setdefault(test, _Waiting(settle, test.funcargs)).cases.append(case)
         return True
 
     def drop(self, item: pytest.Item) -> tuple[Case, ...]:
@@ -114,7 +117,8 @@ class Postponed:
             # That one needs nothing set up: what is kept must suit the next one that does.
             later = items[items.index(item) + 1 :]
             nextitem = next((each for each in later if each not in self._waiting), None)
-        self._able = item if may_gate(item) and GROUP in item.stash else None
+        if isinstance(item, pytest.Function) and may_gate(item) and GROUP in item.stash:
+            self._able = item
         log = _AskedLate(lambda: item not in self._waiting)
         try:
             reports = runtestprotocol(item, log=cast("bool", log), nextitem=nextitem)
@@ -129,12 +133,18 @@ class Postponed:
 
     def _conclude(self, item: pytest.Item) -> None:
         """Judge the test to the end and tell its reports."""
-        hook, settle = item.ihook, self._waiting[item].settle
+        waiting, hook = self._waiting[item], item.ihook
         call = pytest.CallInfo.from_call(
-            settle, when="call", reraise=(pytest.exit.Exception, KeyboardInterrupt)
+            waiting.settle, when="call", reraise=(pytest.exit.Exception, KeyboardInterrupt)
         )
-        played, *others = self._waiting.pop(item).reports
-        report: pytest.TestReport = hook.pytest_runtest_makereport(item=item, call=call)
+        del self._waiting[item]
+        played, *others = waiting.reports
+        vars(item)["funcargs"] = waiting.funcargs
+        try:
+            report: pytest.TestReport = hook.pytest_runtest_makereport(item=item, call=call)
+        finally:
+            # As pytest leaves it.
+            vars(item)["funcargs"] = None
         report.start, report.duration = played.start, played.duration + report.duration
         hook.pytest_runtest_logreport(report=report)
         if check_interactive_exception(call, report):

@@ -295,3 +295,23 @@ def test_next(measure, moe, broken):
     outcome = slowed.run("-x")
     outcome.counts(failed=1, errors=1)
     outcome.shows("*at once*", "*in the module's teardown*")
+
+
+LOOKS = """
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.when == "call":
+        print("called with", ", ".join(sorted(item.funcargs)))
+    return report
+"""
+
+
+def test_plugins_that_look_at_the_test_for_its_report_find_what_it_was_called_with(slowed):
+    """As pytest-benchmark does."""
+    add_to_conftest(slowed, LOOKS)
+    outcome = slowed.run("-k", "first_token", "-s")
+    outcome.counts(failed=1)
+    outcome.shows("*called with measure, moe*", "*called with measure, moe*")
