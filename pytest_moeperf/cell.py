@@ -310,7 +310,8 @@ def _settle(item: pytest.Item, session: MoeperfSession) -> None:
     """Judge to the end what the test is in doubt about, and raise what the verdicts say."""
     with at_work(item, session):
         results = session.settle(item)
-    for result in results:
+    # A failure is not hidden behind a skip or a regression that is known.
+    for result in sorted(results, key=lambda each: not _outcomes(each) & FAILING):
         conclude(item, session, result)
 
 
@@ -321,7 +322,7 @@ def conclude(
 
     `shown` are lines that a failure has below its verdicts.
     """
-    outcomes = {verdict.outcome for verdict in result.verdicts}
+    outcomes = _outcomes(result)
     failing = set(FAILING)
     if item.config.getoption("runxfail"):
         failing.add(Outcome.EXPECTED)
@@ -335,3 +336,7 @@ def conclude(
         raise pytest.skip.Exception(verdict_text.one_line(result), _use_item_location=True)
     if Outcome.EXPECTED in outcomes:
         pytest.xfail(verdict_text.one_line(result))
+
+
+def _outcomes(result: CellResult) -> set[Outcome]:
+    return {verdict.outcome for verdict in result.verdicts}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import pickle
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +13,7 @@ from pytest_moeperf.records import Outcome
 from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pytest_moeperf.records import CellResult, EngineInstall
 
@@ -86,6 +86,22 @@ class Collected:
         if spent != TimeSpent():
             self.spent += spent
             self.processes += 1
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What an xdist worker tells at its end, beside the reports of its tests."""
+        return {
+            "notes": self.notes,
+            "failed": self.failed,
+            "spent": [asdict(self.spent)] * self.processes,
+        }
+
+    def hear(self, told: Mapping[str, Any]) -> None:
+        """Take over what a worker has told."""
+        self.notes.extend(told["notes"])
+        for spent in told["spent"]:
+            self.add_time(TimeSpent(**spent))
+        self.failed |= told["failed"]
 
 
 def expected(cell: CellResult, reason: str) -> CellResult:

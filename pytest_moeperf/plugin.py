@@ -92,8 +92,7 @@ class _SessionHooks:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        if call.when == "call" and call.excinfo is not None:
-            self._session.failed(item)
+        self._session.before_report(item, call)
         report = yield
         self._session.attach_cells(item, report)
         return report

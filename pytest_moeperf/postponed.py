@@ -19,7 +19,7 @@ from pytest_moeperf.markers import may_gate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_moeperf.case import Case
+    from pytest_moeperf.opencell import OpenCell
 
 __all__ = ["GROUP", "Postponed"]
 
@@ -33,7 +33,7 @@ class _Waiting:
     """Judges the test to the end and raises what that says."""
     funcargs: dict[str, object]
     """What the test was called with, for other plugins that look when its report is made."""
-    cases: list[Case] = field(default_factory=list)
+    cases: list[OpenCell] = field(default_factory=list)
     reports: list[pytest.TestReport] = field(default_factory=list)
     """Those of its call and of its teardown."""
 
@@ -53,9 +53,10 @@ class Postponed:
 
     def __init__(self) -> None:
         self._waiting: dict[pytest.Item, _Waiting] = {}
-        self._calling: pytest.Function | None = None
-        """The test whose function runs, if its verdict may wait."""
+        self._calling: pytest.Item | None = None
+        """The test whose function runs."""
         self._able: pytest.Function | None = None
+        """The test that runs, if its verdict may wait."""
         self._rerun: bool | None = None
 
     @property
@@ -63,32 +64,48 @@ class Postponed:
         """Those that were not judged to the end yet."""
         return tuple(self._waiting)
 
-    def cases(self, item: pytest.Item) -> tuple[Case, ...]:
+    def cases(self, item: pytest.Item) -> tuple[OpenCell, ...]:
         """What the test is in doubt about; empty where it does not wait."""
         return tuple(self._waiting[item].cases) if item in self._waiting else ()
 
     @contextmanager
     def calling(self, item: pytest.Item) -> Iterator[None]:
         """Only meanwhile a verdict may wait: not in a fixture, whose report says something else."""
-        self._calling = self._able if item is self._able else None
+        self._calling = item
         try:
             yield
         finally:
             self._calling = None
 
-    def claim(self, item: pytest.Item, case: Case, settle: Callable[[], None]) -> bool:
+    def is_called(self, item: pytest.Item) -> bool:
+        """Whether the test's function runs; a report that is made meanwhile is of a subtest."""
+        return item is self._calling
+
+    def claim(self, item: pytest.Item, case: OpenCell, settle: Callable[[], None]) -> bool:
         """Let the case wait, and the test for `settle`; False where it must be judged now."""
-        test = self._calling
-        if test is None or test is not item:
+        test = self._able
+        if test is None or item is not test or not self.is_called(item):
             return False
         self._waiting.setdefault(test, _Waiting(settle, test.funcargs)).cases.append(case)
         return True
 
-    def drop(self, item: pytest.Item) -> tuple[Case, ...]:
-        """Wait no more, and tell for what: the test has failed by something else."""
-        cases = self.cases(item)
-        self._waiting.pop(item, None)
-        return cases
+    def end(self, item: pytest.Item, case: OpenCell) -> None:
+        """The case waits no more; the test does, until it is told."""
+        self._waiting[item].cases.remove(case)
+
+    def drop(self, item: pytest.Item) -> list[pytest.TestReport]:
+        """Let the test wait no more, and give its reports back."""
+        waiting = self._waiting.pop(item, None)
+        return [] if waiting is None else waiting.reports
+
+    def leave(self, item: pytest.Item, why: str) -> list[pytest.TestReport]:
+        """Let the test wait no more, and give its reports back as those of a skipped one."""
+        reports = self.drop(item)
+        path, line, _ = item.location
+        reports[0].outcome, reports[0].longrepr = "skipped", (path, line or 0, why)
+        for report in reports:
+            report.user_properties = item.user_properties
+        return reports
 
     def run(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         """Run a test or, when it comes again, settle it; None where pytest is to run it."""
@@ -106,8 +123,12 @@ class Postponed:
     def _may_be_rerun(self, session: pytest.Session) -> bool:
         """Whether pytest-rerunfailures may run a test, which it does in a way of its own."""
         if self._rerun is None:
+            config = session.config
+            asked = [config.getoption(name, None) for name in ("reruns", "force_reruns")]
+            if config.pluginmanager.hasplugin("rerunfailures"):
+                asked.append(config.getini("reruns"))
             flaky = (item.get_closest_marker("flaky") for item in session.items)
-            self._rerun = bool(session.config.getoption("reruns", None)) or any(flaky)
+            self._rerun = any(asked) or any(flaky)
         return self._rerun
 
     def _play(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -137,18 +158,35 @@ class Postponed:
         call = pytest.CallInfo.from_call(
             waiting.settle, when="call", reraise=(pytest.exit.Exception, KeyboardInterrupt)
         )
-        del self._waiting[item]
-        played, *others = waiting.reports
-        vars(item)["funcargs"] = waiting.funcargs
-        try:
+        played, *others = self.drop(item)
+        with _called_with(item, waiting.funcargs):
             report: pytest.TestReport = hook.pytest_runtest_makereport(item=item, call=call)
-        finally:
-            # As pytest leaves it.
-            vars(item)["funcargs"] = None
-        report.start, report.duration = played.start, played.duration + report.duration
-        hook.pytest_runtest_logreport(report=report)
-        if check_interactive_exception(call, report):
-            hook.pytest_exception_interact(node=item, call=call, report=report)
-        for other in others:
-            other.user_properties = report.user_properties
-            hook.pytest_runtest_logreport(report=other)
+            report.start, report.duration = played.start, played.duration + report.duration
+            report.sections = played.sections
+            hook.pytest_runtest_logreport(report=report)
+            if check_interactive_exception(call, report):
+                hook.pytest_exception_interact(node=item, call=call, report=report)
+            for other in others:
+                other.user_properties = report.user_properties
+                hook.pytest_runtest_logreport(report=other)
+            if item.session.shouldfail or item.session.shouldstop:
+                _tear_all_down(item)
+
+
+@contextmanager
+def _called_with(item: pytest.Item, funcargs: dict[str, object]) -> Iterator[None]:
+    """Give the test back what pytest has taken from it, and plugins look for."""
+    vars(item)["funcargs"] = funcargs
+    try:
+        yield
+    finally:
+        vars(item)["funcargs"] = None
+
+
+def _tear_all_down(item: pytest.Item) -> None:
+    """Tell of an error in what was kept set up for the tests to come, of which there are none."""
+    state = item.session._setupstate  # noqa: SLF001 - pytest has no other way
+    call = pytest.CallInfo.from_call(lambda: state.teardown_exact(None), when="teardown")
+    if call.excinfo is not None:
+        report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+        item.ihook.pytest_runtest_logreport(report=report)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_moeperf import gate
-from pytest_moeperf.case import MOST_INVALID, Case
 from pytest_moeperf.errors import MoeperfError
 from pytest_moeperf.judge import Need, Night
 from pytest_moeperf.judge.sentence import count
+from pytest_moeperf.opencell import MOST_INVALID, OpenCell
 from pytest_moeperf.policy import CPU, policy_for
 from pytest_moeperf.records import CellResult, Outcome
 
@@ -82,13 +82,13 @@ class Sampler:
         """Of it, what other cells took on the servers that one was in doubt for."""
         self._no_arm: dict[ServerSpec, str] = {}
         """Why there is no A/B for a spec: the old engine failed with it."""
-        self._waiting: list[Case] = []
+        self._waiting: list[OpenCell] = []
 
-    def begin(self, cell: MeasuredCell, suite: str, metrics: Sequence[str]) -> Case:
+    def begin(self, cell: MeasuredCell, suite: str, metrics: Sequence[str]) -> OpenCell:
         """Judge a valid cell by its baseline and the start that it was measured on."""
         keys = tuple(dict.fromkeys(metrics))
         named = replace(cell.result, cell=f"{suite}/{cell.result.cell}")
-        case = Case(
+        case = OpenCell(
             cell,
             suite,
             keys,
@@ -104,20 +104,20 @@ class Sampler:
         self._look_again(case)
         return case
 
-    def wants(self, case: Case) -> bool:
+    def wants(self, case: OpenCell) -> bool:
         """Whether it would take further starts now."""
         return case.need is not None and not self._refusal(case, case.need)
 
-    def wait(self, case: Case) -> None:
+    def wait(self, case: OpenCell) -> None:
         """Measure the case on the further starts of others, until it is settled or dropped."""
         self._waiting.append(case)
 
-    def drop(self, case: Case) -> None:
+    def drop(self, case: OpenCell) -> None:
         """Measure the case no further."""
         if case in self._waiting:
             self._waiting.remove(case)
 
-    def settle(self, case: Case) -> CellResult:
+    def settle(self, case: OpenCell) -> CellResult:
         """Measure on until every verdict is final.
 
         Raises:
@@ -149,7 +149,7 @@ class Sampler:
             and self._run.restartable(cell)
         )
 
-    def _look_again(self, case: Case) -> None:
+    def _look_again(self, case: OpenCell) -> None:
         """Measure what is doubtful anew on the same server, as often as patience allows.
 
         Only where neighbours may slow the machine, or where no other server can be had.
@@ -168,7 +168,7 @@ class Sampler:
             if not gate.doubtful(case.result):
                 return
 
-    def _sample(self, case: Case) -> None:
+    def _sample(self, case: OpenCell) -> None:
         """Buy what the open metrics need, until none is open or a limit is reached."""
         try:
             while need := case.need:
@@ -184,7 +184,7 @@ class Sampler:
         finally:
             self._end_old(case)
 
-    def _refusal(self, case: Case, need: Need) -> str:
+    def _refusal(self, case: OpenCell, need: Need) -> str:
         """Why no more can be bought; empty if it can, up to where the verdict may change."""
         limits, lacking = self._limits, case.lacking(need)
         pairs = f"A/B of {lacking} more pairs of starts"
@@ -199,18 +199,18 @@ class Sampler:
             return f"no {what} within --max-minutes {limits.max_minutes:g}"
         return ""
 
-    def _has_its_starts(self, case: Case, need: Need) -> bool:
+    def _has_its_starts(self, case: OpenCell, need: Need) -> bool:
         """Whether --max-starts leaves fewer than it takes for another verdict."""
         most = self._limits.max_starts
         return most is not None and case.cell.used + case.lacking(need) > most
 
-    def _beside(self, case: Case) -> list[Case]:
+    def _beside(self, case: OpenCell) -> list[OpenCell]:
         """The cases that wait for starts of the same server."""
         return [other for other in self._waiting if other.cell.spec == case.cell.spec]
 
-    def _others(self, case: Case, need: Need) -> list[MeasuredCell]:
+    def _others(self, case: OpenCell, need: Need) -> list[MeasuredCell]:
         """Cells to measure on the same servers, as far as the case leaves time for them."""
-        left_s = (self._budget.left_s - case.most_servers * case.cost_s) / SERVERS[need]
+        left_s = self._budget.left_s / SERVERS[need] - case.lacking(need) * case.cost_s
         chosen = [case.cell]
         for other in self._beside(case):
             cell = other.cell
@@ -220,13 +220,13 @@ class Sampler:
                 chosen.append(cell)
         return chosen[1:]
 
-    def _judge_others(self, case: Case, measured: Collection[MeasuredCell]) -> None:
+    def _judge_others(self, case: OpenCell, measured: Collection[MeasuredCell]) -> None:
         """Let those that it is enough for take no more starts."""
         for other in self._beside(case):
             if other.cell in measured:
                 other.judge(other.open)
 
-    def _measure(self, case: Case, spec: ServerSpec, others: Sequence[MeasuredCell]) -> _Arm:
+    def _measure(self, case: OpenCell, spec: ServerSpec, others: Sequence[MeasuredCell]) -> _Arm:
         """Measure the case on a fresh server, and the others as long as that bears them."""
         arm = {case.cell: self._run.measure_anew(case.cell, spec)}
         began_s = self._budget.clock()
@@ -237,7 +237,7 @@ class Sampler:
         self._aside_s += self._budget.clock() - began_s
         return arm
 
-    def _buy_start(self, case: Case) -> None:
+    def _buy_start(self, case: OpenCell) -> None:
         number = len(case.cell.result.starts) + 1
         most = max(number, self._at_most(case.most(Need.START)))
         others = self._others(case, Need.START)
@@ -247,7 +247,7 @@ class Sampler:
             cell.add_start(fresh, shared=cell is not case.cell)
         self._judge_others(case, arm)
 
-    def _buy_pair(self, case: Case) -> None:
+    def _buy_pair(self, case: OpenCell) -> None:
         """Start and measure both engines: in the order A B, B A, A B and so on."""
         number = len(case.cell.result.new) + 1
         most = max(number, case.most(Need.PAIR))
@@ -268,12 +268,12 @@ class Sampler:
                 cell.add_start(fresh)
         self._judge_others(case, new)
 
-    def _new_arm(self, case: Case, others: Sequence[MeasuredCell], stage: str) -> _Arm:
+    def _new_arm(self, case: OpenCell, others: Sequence[MeasuredCell], stage: str) -> _Arm:
         self._end_old(case)
         with self._run.stage(f"{stage}, new engine"):
             return self._measure(case, case.cell.spec, others)
 
-    def _old_arm(self, case: Case, others: Sequence[MeasuredCell], stage: str) -> _Arm | None:
+    def _old_arm(self, case: OpenCell, others: Sequence[MeasuredCell], stage: str) -> _Arm | None:
         """None where the old engine cannot serve this; then the case goes on without it."""
         self._run.end(case.cell.spec)
         try:
@@ -288,7 +288,7 @@ class Sampler:
                 other.judge(other.open)
             return None
 
-    def _end_old(self, case: Case) -> None:
+    def _end_old(self, case: OpenCell) -> None:
         """Leave only the tested engine's server to the tests to come."""
         if case.old_spec is not None and case.old_spec != case.cell.spec:
             self._run.end(case.old_spec)
@@ -297,6 +297,6 @@ class Sampler:
         return count if self._limits.max_starts is None else min(count, self._limits.max_starts)
 
 
-def _names(case: Case, others: Sequence[MeasuredCell]) -> str:
+def _names(case: OpenCell, others: Sequence[MeasuredCell]) -> str:
     more = f" and {count(len(others), 'more cell')}" if others else ""
     return f"{case.suite}{more}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from pytest_moeperf.progress import Progress
 from pytest_moeperf.report.junit import properties
 from pytest_moeperf.report.model import UNMEASURED
 from pytest_moeperf.report.verdict import GOOD
-from pytest_moeperf.timeline import TimeSpent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
     from pytest_moeperf.sampling import Sampler
 
 __all__ = ["SESSION", "MoeperfSession"]
+
+LEFT_OPEN = "the session ended before its verdict"
 
 GATES_A_TEST = 2
 """How many metrics a test is expected to judge; the chance of a false alarm is shared by all."""
@@ -194,14 +195,28 @@ class MoeperfSession:
         verdicts = (judge.invalid(cell.result.discarded),)
         return self._keep(item, replace(cell.result, cell=name, verdicts=verdicts))
 
-    def settle(self, item: pytest.Item) -> tuple[CellResult, ...]:
-        """Judge to the end what the test is in doubt about."""
-        cases = self.postponed.cases(item)
+    def settle(self, item: pytest.Item) -> list[CellResult]:
+        """Judge to the end what the test is in doubt about.
+
+        Raises:
+            MoeperfError: A server failed; what was measured is kept.
+        """
+        results = []
         try:
-            return tuple(self._keep(item, self.sampler.settle(case)) for case in cases)
-        finally:
-            for case in cases:
-                self.sampler.drop(case)
+            for case in self.postponed.cases(item):
+                results.append(self._keep(item, self.sampler.settle(case)))
+                self.postponed.end(item, case)
+        except MoeperfError:
+            self._keep_open(item)
+            raise
+        return results
+
+    def _keep_open(self, item: pytest.Item) -> None:
+        """Judge no further what the test is in doubt about."""
+        for case in self.postponed.cases(item):
+            self.sampler.drop(case)
+            self._keep(item, case.result)
+            self.postponed.end(item, case)
 
     def run_test(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         """Run a test whose verdict may have to wait; None where pytest is to run it."""
@@ -213,11 +228,11 @@ class MoeperfSession:
             self._so_far.write(self._report())
         return told
 
-    def failed(self, item: pytest.Item) -> None:
-        """Judge no further a test that has failed, or ended, by something else."""
-        for case in self.postponed.drop(item):
-            self.sampler.drop(case)
-            self._keep(item, case.result)
+    def before_report(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Let a test wait no more that has failed, or was skipped, by something else."""
+        if call.when == "call" and call.excinfo and not self.postponed.is_called(item):
+            self._keep_open(item)
+            self.postponed.drop(item)
 
     def judge_routing(
         self, item: pytest.Item, counted: CountedCell
@@ -251,6 +266,8 @@ class MoeperfSession:
 
     def attach_cells(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Let a report carry the test's cells, or why there are none, to where reports are made."""
+        if self.postponed.is_called(item):
+            return  # A subtest: the test's own report carries them.
         cells = item.stash.get(CELLS, ()) if report.when == "call" else ()
         if report.skipped and hasattr(report, "wasxfail"):
             cells = tuple(contributed.expected(cell, report.wasxfail) for cell in cells)
@@ -262,6 +279,15 @@ class MoeperfSession:
         # xdist carries plain values only.
         report.moeperf = contributed.packed(self._contribution(cells, note))  # type: ignore[attr-defined] # takes extra attributes
 
+    def _leave_open(self, item: pytest.Item) -> None:
+        """Report a test that the session comes to no more as skipped."""
+        self._keep_open(item)
+        for report in self.postponed.leave(item, LEFT_OPEN):
+            if report.when == "call":
+                self.attach_cells(item, report)
+            item.ihook.pytest_runtest_logreport(report=report)
+        self.collected.notes.append(f"left open: {item.nodeid}: {LEFT_OPEN}")
+
     @property
     def _all(self) -> contributed.Collected:
         """What was collected, and what is known of the tests that still wait."""
@@ -271,7 +297,7 @@ class MoeperfSession:
         cells = (case.result for case in self.postponed.cases(item))
         return self._contribution(
             [*item.stash.get(CELLS, ()), *(replace(cell, test=item.nodeid) for cell in cells)],
-            f"left in doubt: {item.nodeid}: the session ended before it was judged",
+            f"left open: {item.nodeid}: {LEFT_OPEN}",
         )
 
     def _contribution(
@@ -296,16 +322,18 @@ class MoeperfSession:
         """End the servers, then write what is to be written; a failure fails the session."""
         ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         self._finished = ended and not (session.shouldfail or session.shouldstop)
-        if self.postponed.tests and exitstatus == pytest.ExitCode.OK:
-            # A plugin has its own loop over the tests, which these were added to too late.
-            self._finished, session.exitstatus = False, pytest.ExitCode.TESTS_FAILED
+        for item in self.postponed.tests:
+            self._leave_open(item)
+            self._finished = False
+            if exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
         try:
             if "run" in vars(self):
                 self.run.close()
                 self.collected.add_time(self.run.time_spent)
             if "references" in vars(self):
                 self.collected.notes.extend(change.label for change in self.references.flush())
-            if self._all.hardware:
+            if self.collected.hardware:
                 self._write_reports()
         except MoeperfError as error:
             self.collected.notes.append(f"error: {error}")
@@ -313,20 +341,12 @@ class MoeperfSession:
         if self.collected.failed:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._is_worker:
-            told = {
-                "notes": self.collected.notes,
-                "failed": self.collected.failed,
-                "spent": [asdict(self.collected.spent)] * self.collected.processes,
-            }
-            self.config.workeroutput["moeperf"] = told  # type: ignore[attr-defined] # of xdist
+            self.config.workeroutput["moeperf"] = self.collected.told  # type: ignore[attr-defined] # of xdist
 
     def hear_worker(self, workeroutput: dict[str, Any]) -> None:
         """Take over what an xdist worker wrote, or could not write, at its end."""
-        told = workeroutput.get("moeperf", {"notes": [], "failed": False, "spent": []})
-        self.collected.notes.extend(told["notes"])
-        for spent in told["spent"]:
-            self.collected.add_time(TimeSpent(**spent))
-        self.collected.failed |= told["failed"]
+        if told := workeroutput.get("moeperf"):
+            self.collected.hear(told)
 
     def _write_reports(self) -> None:
         from pytest_moeperf.outputs import write_all  # noqa: PLC0415 - only with results
@@ -355,7 +375,7 @@ class MoeperfSession:
 
     def summarize(self, reporter: pytest.TerminalReporter) -> None:
         """Write the tables and the notes where pytest writes its own."""
-        if self._all.cells or self._all.notes:
+        if self.collected.cells or self.collected.notes:
             from pytest_moeperf.outputs import summarize  # noqa: PLC0415 - only with results
 
             summarize(reporter, self._report(), verbosity=self.config.option.verbose)

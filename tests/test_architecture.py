@@ -37,7 +37,6 @@ LAYERS = {
     "reports": {"report"},
     "effects": {
         "cache",
-        "case",
         "checkpoint",
         "client",
         "counting",
@@ -56,6 +55,7 @@ LAYERS = {
         "measured",
         "measurement",
         "models",
+        "opencell",
         "patience",
         "pool",
         "probe",

@@ -1,5 +1,7 @@
 """A test in doubt waits for the others of its server, so that one further start serves all."""
 
+import json
+
 import pytest
 
 SUITE = """\
@@ -61,6 +63,22 @@ def test_after_dense(serve, dense):
     assert serve(dense).alive
 """
 
+
+FAILS_THE_SECOND_TIME = """
+from pytest_moeperf.errors import MoeperfError
+from pytest_moeperf.run import Run
+
+measure_anew, calls = Run.measure_anew, []
+
+def once(*arguments):
+    calls.append(arguments)
+    if len(calls) > 1:
+        raise {error}
+    return measure_anew(*arguments)
+
+Run.measure_anew = once
+Run.measure_also = lambda *arguments: None
+"""
 
 LOOP = """
 def pytest_runtestloop(session):
@@ -135,9 +153,9 @@ def test_its_function_and_its_fixtures_run_once(slowed):
 
 def test_what_it_printed_is_shown_once(slowed):
     slowed.write(WITH_FIXTURES)
-    outcome = slowed.run("-k", "with_fixtures")
-    for line in SAID[1:-2]:
-        assert outcome.text.splitlines().count(line) == 1
+    lines = slowed.run("-k", "with_fixtures").text.splitlines()
+    # That of a fixture of the session's is shown with its last test, or not at all.
+    assert [lines.count(words) for words in SAID[:-1]] == [1] * 5
 
 
 def test_it_waits_for_its_own_server_alone(slowed):
@@ -162,15 +180,20 @@ def test_what_still_waited_when_the_session_ended_is_told(slowed, option):
     slowed.write(
         "def test_nothing(serve, moe):\n    assert serve(moe).port == 0\n", name="test_worse"
     )
-    outcome = slowed.run(option)
-    outcome.counts(failed=1)
+    outcome = slowed.run(option, "--junitxml", "junit.xml")
+    outcome.counts(failed=1, skipped=3)
     outcome.shows(
         "*itl_token_ms.p50 *INCONCLUSIVE",
-        "left in doubt: serving/test_load.py::test_ladder[[]vllm-1]: the session ended before it "
-        "was judged",
+        "left open: serving/test_load.py::test_ladder[[]vllm-1]: the session ended before "
+        "its verdict",
     )
     assert len(outcome.run_json["cells"]) == 3
     assert not outcome.run_json["finished"]
+    cases = {
+        case.get("name"): [each.tag for each in case] for case in outcome.junit.iter("testcase")
+    }
+    assert len(cases) == 4
+    assert "skipped" in cases["test_first_token[vllm]"]
 
 
 def test_a_start_up_time_in_doubt_takes_the_start_of_the_others(slowed):
@@ -256,7 +279,7 @@ def test_a_loop_that_never_comes_to_them_fails_the_session(slowed):
     add_to_conftest(slowed, LOOP)
     outcome = slowed.run("-k", "first_token")
     assert outcome.code == pytest.ExitCode.TESTS_FAILED
-    outcome.shows("left in doubt: *")
+    outcome.shows("left open: *")
     assert not outcome.run_json["finished"]
 
 
@@ -264,7 +287,7 @@ def test_a_ctrl_c_leaves_what_was_measured_before(slowed):
     add_to_conftest(slowed, INTERRUPTED)
     outcome = slowed.run_process()
     assert outcome.code == pytest.ExitCode.INTERRUPTED
-    outcome.shows("  itl_token_ms.p50 *INCONCLUSIVE", "left in doubt: *ladder*", "*Keyboard*")
+    outcome.shows("  itl_token_ms.p50 *INCONCLUSIVE", "left open: *ladder*", "*Keyboard*")
     assert len(outcome.run_json["cells"]) == 3
 
 
@@ -315,3 +338,64 @@ def test_plugins_that_look_at_the_test_for_its_report_find_what_it_was_called_wi
     outcome = slowed.run("-k", "first_token", "-s")
     outcome.counts(failed=1)
     outcome.shows("*called with measure, moe*", "*called with measure, moe*")
+
+
+TWO_GATES = """
+def test_both(measure, moe):
+    for cell in measure.ladder(moe, LADDER).values():
+        cell.gate("itl_token_ms.p50")
+"""
+
+
+def test_a_failure_does_not_hide_behind_a_regression_that_is_known(slowed):
+    slowed.write(SUITE + TWO_GATES)
+    [path] = (slowed.root / "baselines").rglob("*c1-isl4*.json")
+    document = json.loads(path.read_text())
+    known = {"metric": "itl_token_ms.p50", "reason": "why", "issue": "https://github.com/a/b/1"}
+    document["known"] = [known | {"expires": "2999-12-31", "extent": 2.5}]
+    path.write_text(json.dumps(document))
+    outcome = slowed.run("-k", "both")
+    outcome.counts(failed=1)
+    outcome.shows("1 REGRESSED, 1 EXPECTED")
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "MoeperfError('no server')"])
+def test_what_was_measured_before_a_start_that_failed_is_told_once(slowed, error):
+    """The second further start, as the first one is not shared."""
+    slowed.write(SUITE + TWO_GATES)
+    add_to_conftest(slowed, FAILS_THE_SECOND_TIME.format(error=error))
+    outcome = slowed.run_process("-k", "both")
+    cells = outcome.run_json["cells"]
+    assert sorted(cell["verdicts"][0]["outcome"] for cell in cells) == ["INCONCLUSIVE", "REGRESSED"]
+
+
+SUBTESTS = """
+def test_parts(measure, moe, subtests):
+    with subtests.test("timed"):
+        measure(moe, LADDER[1]).gate("itl_token_ms.p50")
+    with subtests.test("left out"):
+        pytest.skip("not here")
+"""
+
+
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="pytest before 9 has no subtests")
+def test_a_subtest_that_is_skipped_leaves_the_others_their_verdicts(slowed):
+    slowed.write(SUITE + SUBTESTS)
+    outcome = slowed.run("-k", "parts")
+    assert outcome.code == pytest.ExitCode.TESTS_FAILED
+    assert len(outcome.run_json["cells"]) == 1
+    outcome.shows("1 REGRESSED")
+
+
+def test_a_teardown_that_fails_when_nothing_comes_after_is_told(slowed):
+    """What is kept for the next test is torn down where a session ends before it."""
+    broken = """
+@pytest.fixture(scope="module", autouse=True)
+def broken():
+    yield
+    raise RuntimeError("in the module's teardown")
+"""
+    slowed.write(SUITE + broken + OF_ANOTHER_SERVER)
+    outcome = slowed.run("-x")
+    outcome.counts(failed=1, skipped=2, errors=1)
+    outcome.shows("*in the module's teardown*", "3 REGRESSED*")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.records import ServerSpec
     from pytest_moeperf.references import Reference
 
-__all__ = ["MOST_INVALID", "Case"]
+__all__ = ["MOST_INVALID", "OpenCell"]
 
 UNPAIRED = gate.DOUBTFUL | {Outcome.NO_BASELINE}
 """Outcomes that an A/B might have changed."""
@@ -28,7 +28,7 @@ MOST_INVALID = 2
 
 
 @dataclass(slots=True)
-class Case:
+class OpenCell:
     """A cell while it is judged: what was measured so far, and what its gates still need."""
 
     cell: MeasuredCell
@@ -162,10 +162,3 @@ class Case:
         if self.pairs:
             return SCREENING_STARTS
         return max(policy.unpaired_starts for policy in policies)
-
-    @property
-    def most_servers(self) -> int:
-        """So many servers its open metrics may still take."""
-        starts, pairs = len(self.cell.result.starts), len(self.cell.result.new)
-        more = max(0, self.most(Need.START) - starts)
-        return more + (2 * max(0, self.most(Need.PAIR) - pairs) if self.pairs else 0)
