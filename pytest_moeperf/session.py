@@ -176,8 +176,7 @@ class MoeperfSession:
             return self.judge_invalid(item, cell)
         if self.options.baseline == "record":
             result = replace(cell.result, cell=f"{_suite(item)}/{cell.result.cell}")
-            recorded = self.references.record(result, cell.spec, metrics)
-            result = replace(result, verdicts=recorded)
+            result = replace(result, verdicts=self.references.record(result, cell.spec, metrics))
         else:
             case = self.sampler.begin(cell, _suite(item), metrics)
             if self.sampler.wants(case) and self.postponed.claim(item, case, later):
@@ -268,16 +267,17 @@ class MoeperfSession:
         """Let a report carry the test's cells, or why there are none, to where reports are made."""
         if self.postponed.is_called(item):
             return  # A subtest: the test's own report carries them.
-        cells = item.stash.get(CELLS, ()) if report.when == "call" else ()
+        measured = item.stash.get(CELLS, ())
+        cells = measured if report.when == "call" else ()
         if report.skipped and hasattr(report, "wasxfail"):
             cells = tuple(contributed.expected(cell, report.wasxfail) for cell in cells)
-        unmeasured = report.failed and not cells and measures(item)
+        known = measured or self.postponed.cases(item)
+        unmeasured = report.failed and measures(item) and not known
         if not cells and not unmeasured:
             return
-        said = contributed.first_line(report.longrepr)
-        note = f"{UNMEASURED}{item.nodeid}: {said}" if unmeasured else None
+        said = f"{UNMEASURED}{item.nodeid}: {contributed.first_line(report.longrepr)}"
         # xdist carries plain values only.
-        report.moeperf = contributed.packed(self._contribution(cells, note))  # type: ignore[attr-defined] # takes extra attributes
+        report.moeperf = contributed.packed(self._contribution(cells, said if unmeasured else None))  # type: ignore[attr-defined] # takes extra attributes
 
     def _leave_open(self, item: pytest.Item) -> None:
         """Report a test that the session comes to no more as skipped."""

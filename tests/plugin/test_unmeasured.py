@@ -5,6 +5,12 @@ import pytest
 from pytest_moeperf import store
 from pytest_moeperf.errors import StorageError
 
+LOAD = """\
+from pytest_moeperf import ClosedLoop
+
+LOAD = ClosedLoop(concurrency=1, isl=4, osl=4, requests=1)
+"""
+
 
 def test_a_server_that_dies_at_start_is_in_the_report_of_the_run(suite):
     suite.script(start_exit_code=3)
@@ -29,6 +35,17 @@ def test_of_a_server_that_nobody_named_the_name_is_told(suite, server, workers):
     assert outcome.code == pytest.ExitCode.TESTS_FAILED
     (note,) = [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
     assert note.endswith("test_it: fixture 'moe_tp8' not found")
+
+
+def test_what_was_measured_has_a_result_though_its_teardown_fails(suite, server):
+    gate = 'measure(moe, LOAD).gate("itl_token_ms.p50")'
+    suite.write(
+        f"{LOAD}\ndef test_it(measure, moe, request):\n"
+        f"    request.addfinalizer(lambda: 1 / 0)\n    {gate}\n"
+    )
+    outcome = suite.run("--engine", f"vllm={server.url}", "--baseline", "record")
+    outcome.counts(passed=1, errors=1)
+    assert not [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
 
 
 def test_quiet_runs_still_count_the_verdicts(suite, server):
