@@ -99,12 +99,16 @@ class Postponed:
         return [] if waiting is None else waiting.reports
 
     def leave(self, item: pytest.Item, why: str) -> list[pytest.TestReport]:
-        """Let the test wait no more, and give its reports back as those of a skipped one."""
+        """Let the test wait no more, and give its reports back as those of a skipped one.
+
+        None where a Ctrl-C ended its function.
+        """
         reports = self.drop(item)
         path, line, _ = item.location
-        reports[0].outcome, reports[0].longrepr = "skipped", (path, line or 0, why)
         for report in reports:
             report.user_properties = item.user_properties
+            if report.when == "call":
+                report.outcome, report.longrepr = "skipped", (path, (line or 0) + 1, why)
         return reports
 
     def run(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:

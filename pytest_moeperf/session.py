@@ -265,14 +265,13 @@ class MoeperfSession:
 
     def attach_cells(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Let a report carry the test's cells, or why there are none, to where reports are made."""
-        if self.postponed.is_called(item):
-            return  # A subtest: the test's own report carries them.
+        if self.postponed.is_called(item) or item in self.postponed.tests:
+            return  # Of a subtest, or of a test that waits: its last report carries them.
         measured = item.stash.get(CELLS, ())
         cells = measured if report.when == "call" else ()
         if report.skipped and hasattr(report, "wasxfail"):
             cells = tuple(contributed.expected(cell, report.wasxfail) for cell in cells)
-        known = measured or self.postponed.cases(item)
-        unmeasured = report.failed and measures(item) and not known
+        unmeasured = report.failed and measures(item) and not measured
         if not cells and not unmeasured:
             return
         said = f"{UNMEASURED}{item.nodeid}: {contributed.first_line(report.longrepr)}"
@@ -282,11 +281,9 @@ class MoeperfSession:
     def _leave_open(self, item: pytest.Item) -> None:
         """Report a test that the session comes to no more as skipped."""
         self._keep_open(item)
+        self.collected.add(self._so_far_of(item))
         for report in self.postponed.leave(item, LEFT_OPEN):
-            if report.when == "call":
-                self.attach_cells(item, report)
             item.ihook.pytest_runtest_logreport(report=report)
-        self.collected.notes.append(f"left open: {item.nodeid}: {LEFT_OPEN}")
 
     @property
     def _all(self) -> contributed.Collected:

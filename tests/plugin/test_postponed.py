@@ -291,6 +291,26 @@ def test_a_ctrl_c_leaves_what_was_measured_before(slowed):
     assert len(outcome.run_json["cells"]) == 3
 
 
+def test_a_ctrl_c_later_in_a_test_that_waits_leaves_it_too(slowed):
+    """It has no report then."""
+    slowed.write(SUITE + FAILS_LATER.format(then="raise KeyboardInterrupt", finalizer="list"))
+    outcome = slowed.run_process("-k", "test_fails")
+    assert outcome.code == pytest.ExitCode.INTERRUPTED
+    outcome.shows("  itl_token_ms.p50 *INCONCLUSIVE", "left open: *test_fails*")
+    assert len(outcome.run_json["cells"]) == 1
+
+
+def test_one_that_is_left_open_has_each_of_its_cells_once(slowed):
+    """One of them was decided at once."""
+    gate = 'cell.gate("ttft_ms.p50")\n    cell.gate("itl_token_ms.p50")\n'
+    both = f"\ndef test_both(measure, moe):\n    cell = measure(moe, LADDER[1])\n    {gate}"
+    slowed.write(SUITE + both + "\ndef test_ends(serve, moe):\n    pytest.exit('now')\n")
+    outcome = slowed.run_process("-k", "both or ends")
+    outcomes = [cell["verdicts"][0]["outcome"] for cell in outcome.run_json["cells"]]
+    assert len(outcomes) == 2
+    assert "INCONCLUSIVE" in outcomes
+
+
 def test_a_killed_session_keeps_them_too(slowed):
     dies = "\ndef test_dies(serve, moe):\n    import os\n    os._exit(9)\n"
     slowed.write(SUITE + dies)
