@@ -36,13 +36,13 @@ def add_folder(action: argparse.ArgumentParser) -> None:
     )
 
 
-def add_targets(action: argparse.ArgumentParser) -> None:
-    """Declare the baselines that an action is about."""
+def add_targets(action: argparse.ArgumentParser, *, default: str = "all") -> None:
+    """Declare the baselines that an action is about; `default` says what none means."""
     action.add_argument(
         "targets",
         nargs="*",
         metavar="PATH|CELL",
-        help="a file, a folder, or a cell or the beginning of its name (default: all)",
+        help=f"a file, a folder, or a cell or the beginning of its name (default: {default})",
     )
 
 
@@ -74,7 +74,7 @@ def _of_cell(root: Path, name: str) -> Sequence[Path]:
     if not found:
         raise UsageError(
             f"{name!r} is neither a path nor a cell in {printable(str(root))}; "
-            "`moeperf baseline show` lists the cells"
+            f"`moeperf baseline show {printable(str(root))}` lists the cells"
         )
     return found
 

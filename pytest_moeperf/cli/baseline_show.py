@@ -1,4 +1,4 @@
-"""`moeperf baseline show`: what every stored baseline holds."""
+"""`moeperf baseline show`: which baselines are stored, and what each holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf import store
 from pytest_moeperf.baseline import NEVER, level
-from pytest_moeperf.cli.baseline_options import add_folder, add_targets, selected
+from pytest_moeperf.cli.baseline_options import add_folder, add_targets, selected, today
+from pytest_moeperf.cli.baseline_overview import count, measured_on, overview
 from pytest_moeperf.document import printable, render
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.record_form import read_routing, routing_document
@@ -25,8 +26,8 @@ __all__ = ["configure"]
 
 def configure(actions: Any) -> None:
     """Add the action `show`."""
-    show = actions.add_parser("show", help="list baselines with what they hold")
-    add_targets(show)
+    show = actions.add_parser("show", help="list the servers measured, or what baselines hold")
+    add_targets(show, default="a line for each server")
     show.add_argument(
         "--all", action="store_true", help="every metric, not only the gates (JSON always has them)"
     )
@@ -43,10 +44,12 @@ def _show(args: argparse.Namespace) -> int:
     ]
     if args.json:
         print(render(summaries), end="")
-    elif summaries:
+    elif not summaries:
+        print(f"no baselines in {printable(str(args.baseline_dir))}")
+    elif args.targets or args.all:
         print("\n\n".join("\n".join(_lines(summary)) for summary in summaries))
     else:
-        print(f"no baselines in {printable(str(args.baseline_dir))}")
+        print("\n".join(overview(summaries, today=today())))
     return 0
 
 
@@ -73,6 +76,7 @@ def _summary(path: Path, baseline: Baseline, *, every: bool) -> dict[str, Any]:
             else "any machine"
         ),
         "metrics": [_metric(baseline, metric) for metric in (*gates, *others)],
+        "model": fingerprint.model,
         "path": str(path),
         "reason": baseline.reason,
         "routing": None if baseline.routing is None else routing_document(baseline.routing),
@@ -102,11 +106,8 @@ def _metric(baseline: Baseline, metric: str) -> dict[str, Any]:
 def _lines(summary: dict[str, Any]) -> Iterator[str]:
     times = summary["recorded_at"]
     yield summary["cell"]
-    yield (
-        f"  {summary['distribution']} {summary['engine_version'] or '(version not known)'} "
-        f"on {summary['hardware']}: {summary['machine']}; {summary['server']}"
-    )
-    counts = f"{_count(len(times), 'start')} of {_count(summary['sessions'], 'session')}"
+    yield f"  {measured_on(summary)}; {summary['server']}"
+    counts = f"{count(len(times), 'start')} of {count(summary['sessions'], 'session')}"
     span = " to ".join(dict.fromkeys((times[0], times[-1])))
     expires = summary["expires"].replace(NEVER, "never")
     yield f"  {counts}, {span}, expires {expires}: {summary['path']}"
@@ -131,10 +132,6 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
             f"    {metric['metric']:<{width}}  {quantity(metric['expected'], metric['unit']):>14}  "
             f"({bounds})  {_bar(metric)}"
         ).rstrip()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _bar(metric: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_moeperf import store
 from pytest_moeperf.baseline import KnownRegression
-from pytest_moeperf.cli import main
+from pytest_moeperf.cli import baseline_show, main
 
 CELL = "serving/mini-moe.closed-c1-isl32-osl48-n8"
 FILE = Path("baselines/cpu/vllm") / f"{CELL}.json"
@@ -41,7 +41,7 @@ def moeperf(capsys):
 
 
 def test_show_lists_what_every_cell_holds(moeperf):
-    code, out, err = moeperf("show")
+    code, out, err = moeperf("show", "baselines")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "moe/mini-moe.burst",
@@ -59,6 +59,38 @@ def test_show_lists_what_every_cell_holds(moeperf):
         # the geometric mean of the starts' medians 31.458 and 30.25
         "    tpot_ms.p50         30.8 ms  (30.0 to 31.5)  gate: +25.0%",
     ]
+
+
+def test_show_of_all_is_a_line_for_each_server(moeperf, monkeypatch, make_recording, make_start):
+    day = "2026-04-03"
+    monkeypatch.setattr(baseline_show, "today", lambda: day)
+    writer = store.BaselineWriter(Path("baselines"))
+    recording = make_recording(cell="serving/mixtral-8x7b.burst")
+    other = dataclasses.replace(
+        recording.fingerprint, model="mixtral-8x7b@dummy-f6819f044d30", server="tp2, bfloat16"
+    )
+    start = dataclasses.replace(make_start(), recorded_at="2026-02-02T03:04:05Z")
+    writer.add(dataclasses.replace(recording, fingerprint=other, start=start))
+    writer.flush()
+    # Two cells of mini-moe with one start and two, recorded 91 days ago; one of Mixtral, 60.
+    assert moeperf("show") == (
+        0,
+        (
+            "vllm 0.32.0 on cpu: 2 cores of AMD EPYC (family 25, model 17)\n"
+            "  mini-moe 0123abcd; 4567ef01                 2 baselines  1 to 2 starts  "
+            "expired 2026-04-02\n"
+            "  mixtral-8x7b, dummy weights; tp2, bfloat16  1 baseline   1 start        "
+            "expires 2026-05-03\n"
+            "\n"
+            "3 baselines; what they hold: moeperf baseline show baselines/cpu/vllm/moe\n"
+        ),
+        "",
+    )
+
+
+def test_show_of_all_with_every_metric_is_not_shortened(moeperf):
+    _, out, _ = moeperf("show", "--all")
+    assert [line for line in out.splitlines() if line[:1].strip()] == ["moe/mini-moe.burst", CELL]
 
 
 @pytest.mark.parametrize("target", [CELL, "serving/", str(FILE), "baselines/cpu/vllm/serving"])
@@ -124,7 +156,7 @@ def test_show_of_something_unknown_is_one_line(moeperf):
     assert (code, out) == (2, "")
     assert err == (
         "moeperf: error: 'servng' is neither a path nor a cell in baselines; "
-        "`moeperf baseline show` lists the cells\n"
+        "`moeperf baseline show baselines` lists the cells\n"
     )
 
 
