@@ -322,7 +322,7 @@ def _short_of_gpus(item: pytest.Item, session: MoeperfSession) -> str:
 
 def _gpus_of(server: NamedServer) -> int:
     from pytest_moeperf.engines import engine_driver  # noqa: PLC0415 - only for suites
-    from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - the same
+    from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only for suites
 
     return engine_driver(parse_engine(server.engine).engine).gpus_needed(server.spec)
 

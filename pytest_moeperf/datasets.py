@@ -247,7 +247,7 @@ def _first_turns(item: object) -> tuple[str, str] | None:
 
 
 def _count_tokens(tokenizer: Path, texts: list[str]) -> list[int]:
-    from tokenizers import Tokenizer  # noqa: PLC0415  heavy, needed for data sets only
+    from tokenizers import Tokenizer  # noqa: PLC0415 - heavy, for data sets alone
 
     encodings = Tokenizer.from_file(str(tokenizer)).encode_batch(texts)
     return [len(encoding.ids) for encoding in encodings]

@@ -142,7 +142,7 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
 def validate(document: Any, schema: Mapping[str, Any], *, source: str) -> None:
     """Raise BaselineError with the path of what the schema does not allow."""
     from jsonschema import Draft202012Validator  # noqa: PLC0415 - 0.1 s, only to read a file
-    from jsonschema.exceptions import best_match  # noqa: PLC0415 - the same
+    from jsonschema.exceptions import best_match  # noqa: PLC0415 - as the other
 
     error = best_match(Draft202012Validator(schema).iter_errors(document))
     if error is None:

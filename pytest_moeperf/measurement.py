@@ -12,8 +12,10 @@ from pytest_moeperf import driver, metrics, probe, validity, warmup
 from pytest_moeperf.client import Target
 from pytest_moeperf.datasets import Data
 from pytest_moeperf.errors import ServerHungError
+from pytest_moeperf.figures import compute, silence_ms
 from pytest_moeperf.gpuhealth import gpu_findings
 from pytest_moeperf.records import Finding, GpuReading, RepeatRecord, Sample
+from pytest_moeperf.telemetry import GpuWatch
 from pytest_moeperf.timeline import Timeline
 from pytest_moeperf.workload import plan
 
@@ -235,8 +237,6 @@ class CellMeasurement:
             watch = probe.BusyWatch([each.pid for each in self.neighbours() if each.pid])
             played = self._play(requests, what)
             return _Watched(played, disturbances=self._disturbances(watch.bystanders()))
-        from pytest_moeperf.telemetry import GpuWatch  # noqa: PLC0415 - NVML, on a GPU alone
-
         with GpuWatch(self.server.gpu_ids, own_pids=self.server.gpu_pids) as gpus:
             played = self._play(requests, what)
         return _Watched(played, gpus.readings, gpu_findings(gpus.readings))
@@ -245,13 +245,9 @@ class CellMeasurement:
         self, played: RepeatRecord, gpus: Sequence[GpuReading] = ()
     ) -> Mapping[str, float | None]:
         # numpy, for measuring alone
-        from pytest_moeperf.figures import compute  # noqa: PLC0415
-
         return compute(played.requests, slo=self.rules.slo, gpu_memory_gib=_memory_gib(gpus))
 
     def _pace(self, played: RepeatRecord, values: Mapping[str, float | None]) -> validity.Pace:
-        from pytest_moeperf.figures import silence_ms  # noqa: PLC0415 - numpy
-
         return validity.Pace(
             duration_s=(played.ended_ns - played.started_ns) / 1e9,
             latency_ms=values["e2el_ms.mean"],

@@ -307,7 +307,7 @@ def _write_files(entry: CatalogueEntry, directory: Path) -> None:
     for name, source in _tokenizer_files().items():
         (directory / name).write_bytes(source.read_bytes())
     if entry.seed is not None:
-        from pytest_moeperf.weights import write_checkpoint  # noqa: PLC0415  imports numpy
+        from pytest_moeperf.weights import write_checkpoint  # noqa: PLC0415 - imports numpy
 
         write_checkpoint(directory / _WEIGHTS, entry.architecture, seed=entry.seed)
     elif entry.small:
@@ -345,7 +345,7 @@ def _digest(entry: CatalogueEntry) -> str:
     if entry.seed is None:
         made_from = [entry.weights_sha256, entry.config]
     else:
-        from pytest_moeperf.weights import RECIPE  # noqa: PLC0415  imports numpy
+        from pytest_moeperf.weights import RECIPE  # noqa: PLC0415 - imports numpy
 
         made_from = [RECIPE, entry.seed, entry.config]
     return _sha256(json.dumps(made_from, sort_keys=True).encode(), *tokenizer)

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.errors import StorageError
 from pytest_moeperf.files import append_text, write_text_atomic
+from pytest_moeperf.report import terminal
+from pytest_moeperf.report.html import to_html
+from pytest_moeperf.report.json import to_json
+from pytest_moeperf.report.summary import markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +45,6 @@ class SoFar:
         A page of an earlier session goes, as it would stand beside figures that are not its own.
         What cannot be written is told at the end.
         """
-        from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
-
         began_s = time.monotonic()
         if began_s < self._again_s:
             return
@@ -59,10 +61,6 @@ def write_all(report: SessionReport, folder: Path) -> Iterator[tuple[str, Path]]
     Raises:
         StorageError: Something cannot be written; what was written before stays.
     """
-    from pytest_moeperf.report.html import to_html  # noqa: PLC0415 - jinja2
-    from pytest_moeperf.report.json import to_json  # noqa: PLC0415 - only with results
-    from pytest_moeperf.report.summary import markdown  # noqa: PLC0415
-
     write_text_atomic(folder / RUN, to_json(report))
     yield "run", folder / RUN
     write_text_atomic(folder / PAGE, to_html(report))
@@ -78,8 +76,6 @@ def summarize(reporter: pytest.TerminalReporter, report: SessionReport, *, verbo
         counts = (f"{count} {name}" for name, count in report.outcomes.items())
         reporter.write_line(", ".join(counts))
     if report.cells and verbosity >= 0:
-        from pytest_moeperf.report import terminal  # noqa: PLC0415 - rich
-
         reporter.section("moeperf", bold=True)
         text = terminal.render(
             report,

@@ -12,7 +12,9 @@ from pytest_moeperf.baseline import Gate, Recording
 from pytest_moeperf.errors import MoeperfError, StorageError
 from pytest_moeperf.metrics import describe
 from pytest_moeperf.policy import directed, policy_for
+from pytest_moeperf.provenance import engine_provenance
 from pytest_moeperf.records import CellResult, Fingerprint, Outcome, ServerSpec, Verdict
+from pytest_moeperf.store import BaselineWriter, baseline_path, find, load, read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.baseline import Baseline
     from pytest_moeperf.judge import Prior
     from pytest_moeperf.records import RoutingRecord
-    from pytest_moeperf.store import BaselineWriter, Change
+    from pytest_moeperf.store import Change
 
 __all__ = ["Reference", "References"]
 
@@ -49,8 +51,6 @@ class References:
 
     def of(self, cell: CellResult, metrics: Sequence[str]) -> Reference:
         """What `metrics` of the cell are held against; BaselineError where that is damaged."""
-        from pytest_moeperf.store import load  # noqa: PLC0415 - jsonschema
-
         measured = _fingerprint(cell)
         return Reference(
             stored=load(self.path(cell), cell=cell.cell),
@@ -64,8 +64,6 @@ class References:
         None where that is the engine under test, cannot be installed, or is not known; and where
         the server is attached, which cannot take turns.
         """
-        from pytest_moeperf.store import load  # noqa: PLC0415 - jsonschema
-
         stored = load(self.path(cell), cell=cell.cell)
         if stored is None or cell.start is None or cell.start.startup_s is None:
             return None
@@ -75,8 +73,6 @@ class References:
 
     def path(self, cell: CellResult) -> Path:
         """Where the cell's baseline is, or would be."""
-        from pytest_moeperf.store import baseline_path  # noqa: PLC0415 - jsonschema
-
         measured = _fingerprint(cell)
         return baseline_path(
             self.folder, hardware=measured.hardware, engine=measured.engine, cell=cell.cell
@@ -98,8 +94,6 @@ class References:
         self, cell: CellResult, spec: ServerSpec, metrics: Sequence[str]
     ) -> tuple[Verdict, ...]:
         """Queue the cell's start for its baseline; nothing is written before `flush`."""
-        from pytest_moeperf.provenance import engine_provenance  # noqa: PLC0415 - only to record
-
         measured = _fingerprint(cell)
         if cell.start is None:
             raise MoeperfError(f"{cell.label}: nothing was measured, so nothing can be recorded")
@@ -133,7 +127,6 @@ class References:
         What contradicts a stored baseline is never added to it.
         """
         from pytest_moeperf.judge.routing import as_stored  # noqa: PLC0415 - numpy, only for counts
-        from pytest_moeperf.store import load  # noqa: PLC0415 - jsonschema
 
         stored = load(self.path(cell), cell=cell.cell)
         verdict = as_stored(cell, stored, recording=recording)
@@ -148,8 +141,6 @@ class References:
 
     @cached_property
     def _writer(self) -> BaselineWriter:
-        from pytest_moeperf.store import BaselineWriter  # noqa: PLC0415 - jsonschema
-
         return BaselineWriter(self.folder)
 
     def _prior(self, measured: Fingerprint, key: str) -> Prior:
@@ -172,8 +163,6 @@ class References:
 
 
 def _readable(folder: Path) -> list[Baseline]:
-    from pytest_moeperf.store import find, read  # noqa: PLC0415 - jsonschema
-
     found = []
     for path in find(folder) if folder.is_dir() else ():
         try:

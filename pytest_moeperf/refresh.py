@@ -245,7 +245,7 @@ def _counts(baselines: Mapping[str, Baseline]) -> dict[str, int]:
 
 def _adds_to(document: Mapping[str, Any]) -> dict[str, set[str]]:
     """Of a run that recorded: by test, the places of the baselines that it adds to."""
-    from pytest_moeperf.run import AS_STARTED  # noqa: PLC0415 - as above
+    from pytest_moeperf.run import AS_STARTED  # noqa: PLC0415 - only to measure
 
     found: dict[str, set[str]] = {}
     for cell in document["cells"]:

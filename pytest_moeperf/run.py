@@ -16,11 +16,15 @@ from pytest_moeperf.datasets import load_data
 from pytest_moeperf.engines import engine_driver
 from pytest_moeperf.enginespec import parse_engine
 from pytest_moeperf.errors import MoeperfError, ServerError
+from pytest_moeperf.gpu import resolve_hardware
 from pytest_moeperf.identity import cell_name, fingerprint, remote_host, workload_identity
+from pytest_moeperf.installs import resolve
 from pytest_moeperf.measured import MeasuredCell, confirmable
 from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
+from pytest_moeperf.models import materialize, resized
 from pytest_moeperf.patience import Patience
 from pytest_moeperf.placement import in_turns
+from pytest_moeperf.pool import ServerPool
 from pytest_moeperf.probe import CopySpeed
 from pytest_moeperf.records import (
     CellResult,
@@ -40,7 +44,6 @@ if TYPE_CHECKING:
     from pytest_moeperf.hardware import Hardware
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.models import ModelDirectory
-    from pytest_moeperf.pool import ServerPool
     from pytest_moeperf.records import LoadFormat, Weights
     from pytest_moeperf.server import RunningServer, Shutdown
 
@@ -108,15 +111,11 @@ class Run:
     @cached_property
     def hardware(self) -> Hardware:
         """What is measured on; UsageError where the machine lacks it."""
-        from pytest_moeperf.gpu import resolve_hardware  # noqa: PLC0415 - NVML, once it is needed
-
         return resolve_hardware(self.settings.gpu)
 
     @cached_property
     def pool(self) -> ServerPool:
         """The running servers; the first use waits until no other session measures here."""
-        from pytest_moeperf.pool import ServerPool  # noqa: PLC0415 - only where a server is needed
-
         return ServerPool(
             self.hardware,
             log_dir=self.settings.out_dir / "logs",
@@ -133,8 +132,6 @@ class Run:
     def engine(self, text: str) -> EngineInstall:
         """Resolve one `--engine`, building its environment where it is missing."""
         if text not in self._engines:
-            from pytest_moeperf.installs import resolve  # noqa: PLC0415 - only where one is needed
-
             self._engines[text] = resolve(
                 parse_engine(text),
                 allow_build=True,
@@ -147,8 +144,6 @@ class Run:
         """The model's directory, written first where it is a small one of the catalogue."""
         key = spec.model, spec.overrides, spec.load_format
         if key not in self._models:
-            from pytest_moeperf.models import materialize, resized  # noqa: PLC0415 - where needed
-
             self.announce(f"model {spec.model}", "")
             dummy = spec.load_format == "dummy" or bool(spec.overrides)
             found = materialize(spec.model, weights=self.settings.weights, dummy=dummy)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_moeperf import __version__
 from pytest_moeperf import contribution as contributed
 from pytest_moeperf.contribution import CELLS
 from pytest_moeperf.errors import MoeperfError, UsageError
@@ -21,7 +22,7 @@ from pytest_moeperf.options import Options
 from pytest_moeperf.postponed import Postponed
 from pytest_moeperf.progress import Progress
 from pytest_moeperf.report.junit import properties
-from pytest_moeperf.report.model import UNMEASURED
+from pytest_moeperf.report.model import UNMEASURED, SessionReport
 from pytest_moeperf.report.verdict import GOOD
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from pytest_moeperf.outputs import SoFar
     from pytest_moeperf.records import CellResult, RoutingRecord, ServerSpec, Verdict
     from pytest_moeperf.references import References
-    from pytest_moeperf.report.model import SessionReport
     from pytest_moeperf.run import Run
     from pytest_moeperf.sampling import Sampler
 
@@ -66,7 +66,7 @@ class MoeperfSession:
     def run(self) -> Run:
         """The run, made when the first test needs it."""
         from pytest_moeperf.measurement import Rules  # noqa: PLC0415 - keeps pytest's start fast
-        from pytest_moeperf.run import Run, Settings  # noqa: PLC0415 - the same
+        from pytest_moeperf.run import Run, Settings  # noqa: PLC0415 - only for suites
 
         options = self.options
         return Run(
@@ -352,8 +352,6 @@ class MoeperfSession:
             self.collected.notes.append(f"{name}: {short(path)}")
 
     def _report(self) -> SessionReport:
-        from pytest_moeperf.report.model import SessionReport  # noqa: PLC0415
-
         collected = self._all
         return SessionReport(
             tool_version=_tool_version(),
@@ -392,6 +390,4 @@ def _suite(item: pytest.Item) -> str:
 
 
 def _tool_version() -> str:
-    from pytest_moeperf import __version__  # noqa: PLC0415 - the package imports its own version
-
     return __version__

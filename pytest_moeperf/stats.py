@@ -68,21 +68,21 @@ def shrunk_variance(variance: float, df: float, *, prior_variance: float, prior_
 @functools.cache
 def t_quantile(probability: float, df: float) -> float:
     """Quantile of Student's t distribution."""
-    from scipy.special import stdtrit  # noqa: PLC0415 - 0.1 s that a collection never needs.
+    from scipy.special import stdtrit  # noqa: PLC0415 - 0.1 s, only to judge
 
     return float(stdtrit(df, probability))
 
 
 def t_below(value: float, df: float) -> float:
     """Chance that Student's t is at most `value`."""
-    from scipy.special import stdtr  # noqa: PLC0415 - as above.
+    from scipy.special import stdtr  # noqa: PLC0415 - 0.1 s, only to judge
 
     return float(stdtr(df, value))
 
 
 def f_above(ratio: float, df: float, df_below: float) -> float:
     """Chance that the ratio of two estimates of one variance, on so many df each, is larger."""
-    from scipy.special import fdtrc  # noqa: PLC0415 - as above.
+    from scipy.special import fdtrc  # noqa: PLC0415 - 0.1 s, only to judge
 
     return float(fdtrc(df, df_below, ratio))
 
@@ -90,6 +90,6 @@ def f_above(ratio: float, df: float, df_below: float) -> float:
 @functools.cache
 def chi_square_quantile_above(probability: float, df: float) -> float:
     """What chi-square exceeds with this probability."""
-    from scipy.special import chdtri  # noqa: PLC0415 - as above.
+    from scipy.special import chdtri  # noqa: PLC0415 - 0.1 s, only to judge
 
     return float(chdtri(df, probability))

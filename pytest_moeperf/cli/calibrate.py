@@ -92,7 +92,7 @@ def _groups(root: Path, wanted: str | None) -> list[tuple[tuple[str, str], list[
 def _calibrated(
     hardware: str, engine: str, baselines: Sequence[Baseline], args: argparse.Namespace
 ) -> dict[str, Any]:
-    from pytest_moeperf import calibration  # noqa: PLC0415 - not for every `moeperf` command
+    from pytest_moeperf import calibration  # noqa: PLC0415 - not for other commands
 
     gates = list(_gates(hardware, baselines))
     ready = [each for each in gates if each.history.replayable]
@@ -123,7 +123,7 @@ def _calibrated(
 
 
 def _gates(hardware: str, baselines: Sequence[Baseline]) -> Iterator[_Gate]:
-    from pytest_moeperf.calibration import History  # noqa: PLC0415 - as above
+    from pytest_moeperf.calibration import History  # noqa: PLC0415 - not for other commands
 
     for baseline in baselines:
         for metric in sorted(baseline.gates):

@@ -34,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print; 1 where a metric regressed."""
-    from pytest_moeperf.comparison import compare  # noqa: PLC0415 - scipy, for those who compare
-    from pytest_moeperf.records import Outcome  # noqa: PLC0415 - the same
+    from pytest_moeperf.comparison import compare  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.records import Outcome  # noqa: PLC0415 - not for other commands
 
     first, second = _read(args.first), _read(args.second)
     comparison = compare(first, second)
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(file: str) -> StoredRun:
-    from pytest_moeperf.comparison import read_run  # noqa: PLC0415 - as above
-    from pytest_moeperf.store import schema  # noqa: PLC0415 - jsonschema
+    from pytest_moeperf.comparison import read_run  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.store import schema  # noqa: PLC0415 - not for other commands
 
     name = printable(file)
     try:
@@ -65,7 +65,7 @@ def _read(file: str) -> StoredRun:
 
 
 def _document(first: StoredRun, second: StoredRun, comparison: Comparison) -> dict[str, object]:
-    from pytest_moeperf.report.json import verdict_document  # noqa: PLC0415 - for this alone
+    from pytest_moeperf.report.json import verdict_document  # noqa: PLC0415 - not for other commands
 
     return {
         "first": _head(first),
@@ -93,8 +93,8 @@ def _head(stored: StoredRun) -> dict[str, object]:
 
 def _lines(first: StoredRun, second: StoredRun, comparison: Comparison) -> Iterator[str]:
     """Which runs, the table of a session, then why of all that is not good."""
-    from pytest_moeperf.report import terminal  # noqa: PLC0415 - rich
-    from pytest_moeperf.report.model import SessionReport  # noqa: PLC0415
+    from pytest_moeperf.report import terminal  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.report.model import SessionReport  # noqa: PLC0415 - not for other commands
 
     for letter, stored in (("A", first), ("B", second)):
         engines = printable(", ".join(stored.engines))
@@ -117,7 +117,7 @@ def _lines(first: StoredRun, second: StoredRun, comparison: Comparison) -> Itera
 
 
 def _reasons(cell: CellResult) -> Iterator[str]:
-    from pytest_moeperf.report.verdict import GOOD  # noqa: PLC0415
+    from pytest_moeperf.report.verdict import GOOD  # noqa: PLC0415 - not for other commands
 
     for verdict in cell.verdicts:
         if verdict.outcome not in GOOD:

@@ -142,7 +142,7 @@ def _install(args: argparse.Namespace) -> int:
 
 
 def _from_lock(args: argparse.Namespace) -> Environment:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not needed to show the help
+    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
 
     distribution, version = _managed(args.spec, "installed")
     with _progress(args.spec) as progress:
@@ -150,7 +150,7 @@ def _from_lock(args: argparse.Namespace) -> Environment:
 
 
 def _from_bundle(args: argparse.Namespace) -> Environment:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not needed to show the help
+    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
 
     python = args.python or Path(sys.executable)
     with _progress(str(args.source)) as progress:
@@ -158,7 +158,7 @@ def _from_bundle(args: argparse.Namespace) -> Environment:
 
 
 def _bundle(args: argparse.Namespace) -> int:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not needed to show the help
+    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
 
     distribution, version = _managed(args.spec, "bundled")
     with _progress(args.spec) as progress:
@@ -200,7 +200,7 @@ def _managed(spec: str, done: str) -> tuple[str, str | None]:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not needed to show the help
+    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
 
     environments = installs.installed()
     present = {each.install.label for each in environments}
@@ -217,7 +217,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not needed to show the help
+    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
 
     removed = installs.remove(args.spec)
     if args.json:

@@ -69,8 +69,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calculate, print; 1 where it does not fit."""
-    from pytest_moeperf.report.fit import document, lines  # noqa: PLC0415 - for this command alone
-    from pytest_moeperf.report.terminal import render_lines  # noqa: PLC0415 - the same
+    from pytest_moeperf.report.fit import document, lines  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.report.terminal import render_lines  # noqa: PLC0415 - not for other commands
 
     answer = _answer(args)
     if args.json:
@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace) -> Answer:
-    from pytest_moeperf.gpu import hardware_classes  # noqa: PLC0415 - for this command alone
-    from pytest_moeperf.memory import Request, fit, least_gpus, remedies  # noqa: PLC0415
-    from pytest_moeperf.models import describe  # noqa: PLC0415
-    from pytest_moeperf.report.fit import Answer  # noqa: PLC0415
+    from pytest_moeperf.gpu import hardware_classes  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.memory import Request, fit, least_gpus, remedies  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.models import describe  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.report.fit import Answer  # noqa: PLC0415 - not for other commands
 
     classes = {each.name: each for each in hardware_classes() if each.memory_gib is not None}
     gpus, gpu = _gpus(args.gpu, classes)
@@ -134,7 +134,7 @@ def _gpus(asked: str, classes: dict[str, HardwareClass]) -> tuple[int, HardwareC
 
 
 def _parallel(args: argparse.Namespace, arch: Architecture, gpus: int) -> Parallelism:
-    from pytest_moeperf.memory import Parallelism, unservable  # noqa: PLC0415 - as above
+    from pytest_moeperf.memory import Parallelism, unservable  # noqa: PLC0415 - not for other commands
 
     parallel = Parallelism(
         tensor=args.tp or max(1, gpus // (args.pp * args.dp)),
@@ -153,7 +153,7 @@ def _parallel(args: argparse.Namespace, arch: Architecture, gpus: int) -> Parall
 
 
 def _precision(args: argparse.Namespace, arch: Architecture) -> Precision:
-    from pytest_moeperf.memory import PRECISIONS, stored_precision  # noqa: PLC0415 - as above
+    from pytest_moeperf.memory import PRECISIONS, stored_precision  # noqa: PLC0415 - not for other commands
 
     precision = PRECISIONS[args.dtype] if args.dtype else stored_precision(arch)
     if precision is None:

@@ -33,7 +33,7 @@ configure = load_options.configure
 def run(args: argparse.Namespace) -> int:
     """Play, print, and return 1 if a request failed or the play cannot be trusted."""
     if args.selftest:
-        from pytest_moeperf.cli.selftest import run_selftest  # noqa: PLC0415 - when asked for
+        from pytest_moeperf.cli.selftest import run_selftest  # noqa: PLC0415 - not for other commands
 
         load_options.refuse_beside_selftest(args)
         return run_selftest(args)
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _play(options: LoadOptions) -> Played:
     # The load client is loaded by those who send load, not by every `moeperf` command.
-    from pytest_moeperf.client import Target, served_models  # noqa: PLC0415
-    from pytest_moeperf.driver import play  # noqa: PLC0415
+    from pytest_moeperf.client import Target, served_models  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.driver import play  # noqa: PLC0415 - not for other commands
 
     # Before the server is asked: what is wrong with it is wrong for every server.
     data = load_data(options.workload)
@@ -69,7 +69,7 @@ def _play(options: LoadOptions) -> Played:
         workers=options.workers,
     )
     # Imports numpy, which would hold up the first request.
-    from pytest_moeperf.figures import compute  # noqa: PLC0415
+    from pytest_moeperf.figures import compute  # noqa: PLC0415 - not for other commands
 
     return Played(
         url=options.url,
@@ -104,8 +104,8 @@ def _plan(options: LoadOptions, data: Data, model: ServedModel) -> Plan:
 
 
 def _export(played: Played, form: str, path: Path, *, seed: int) -> None:
-    from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - when asked for
-    from pytest_moeperf.files import write_text_atomic  # noqa: PLC0415 - the same
+    from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.files import write_text_atomic  # noqa: PLC0415 - not for other commands
 
     exported = EXPORTS[form](
         played.repeat,

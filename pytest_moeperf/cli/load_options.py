@@ -299,8 +299,8 @@ def _slo(texts: list[str]) -> SLO | None:
 def _exports(texts: list[str]) -> dict[str, Path]:
     if not texts:
         return {}
-    from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - when asked for
-    from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - the same
+    from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - not for other commands
 
     exports: dict[str, Path] = {}
     for text in texts:

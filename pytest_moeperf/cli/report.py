@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, write, and name what was written."""
-    from pytest_moeperf.files import write_text_atomic  # noqa: PLC0415 - for this command alone
-    from pytest_moeperf.report.html import to_html  # noqa: PLC0415 - jinja2
+    from pytest_moeperf.files import write_text_atomic  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.report.html import to_html  # noqa: PLC0415 - not for other commands
 
     source = Path(args.run_json)
     page = args.html or source.with_name("report.html")
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(path: Path) -> SessionReport:
-    from pytest_moeperf.report.json import from_json  # noqa: PLC0415 - as above
-    from pytest_moeperf.store import schema  # noqa: PLC0415 - jsonschema
+    from pytest_moeperf.report.json import from_json  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.store import schema  # noqa: PLC0415 - not for other commands
 
     name = printable(str(path))
     try:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(file: str) -> ImportedResult:
     # Loaded by those who read results, not by every `moeperf` command.
-    from pytest_moeperf.exchange import documents, read_result  # noqa: PLC0415
+    from pytest_moeperf.exchange import documents, read_result  # noqa: PLC0415 - not for other commands
 
     path, number = Path(file), None
     numbered = _NUMBERED.fullmatch(file)

@@ -43,7 +43,7 @@ def run_selftest(args: argparse.Namespace, *, rates: Sequence[int] = (), chunks:
     `rates` in chunks per second and `chunks` of a stream replace the usual ones.
     """
     # The load client is loaded by those who send load, not by every `moeperf` command.
-    from pytest_moeperf import selftest  # noqa: PLC0415
+    from pytest_moeperf import selftest  # noqa: PLC0415 - not for other commands
 
     cores, watch = selftest.cores_here(), BusyWatch()
     steps: list[Step] = []

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from pytest_moeperf.redaction import is_secret_name
 
 if TYPE_CHECKING:
@@ -66,9 +68,5 @@ def recorded(
 
 def samples(metrics_text: str) -> Iterator[Sample]:
     """All samples of a Prometheus exposition."""
-    from prometheus_client.parser import (  # noqa: PLC0415 - not needed to load the plugin
-        text_string_to_metric_families,
-    )
-
     for family in text_string_to_metric_families(metrics_text):
         yield from family.samples

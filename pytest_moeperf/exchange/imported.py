@@ -184,7 +184,7 @@ def _request(index: int, listed: _Listed) -> RequestRecord:
 def recompute(detail: Detail) -> dict[str, float | None]:
     """Our metrics of listed requests, without the rates where it is not known when they began."""
     # Imports numpy, which exports do without: it would hold up their first request.
-    from pytest_moeperf.figures import compute  # noqa: PLC0415
+    from pytest_moeperf.figures import compute  # noqa: PLC0415 - numpy
 
     values = compute(detail.requests)
     values["tokens_per_chunk.mean"] = detail.tokens_per_chunk

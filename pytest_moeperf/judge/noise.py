@@ -155,7 +155,7 @@ def fit_prior(spreads: Sequence[Spread], *, default: Prior) -> Prior:
     median = statistics.median(spread.within_variance for spread in told)
     if not median:
         return default
-    from scipy.special import digamma, polygamma  # noqa: PLC0415 - 0.1 s no collection needs.
+    from scipy.special import digamma, polygamma  # noqa: PLC0415 - 0.1 s, only to judge
 
     logs = [
         # As limma: a variance of 0 is luck, and its logarithm would decide everything.
@@ -176,7 +176,7 @@ def fit_prior(spreads: Sequence[Spread], *, default: Prior) -> Prior:
 
 def _trigamma_inverse(value: float) -> float:
     """Solve trigamma(x) = value by Newton's method on 1 / trigamma, which is nearly a line."""
-    from scipy.special import polygamma  # noqa: PLC0415 - as above.
+    from scipy.special import polygamma  # noqa: PLC0415 - 0.1 s, only to judge
 
     x = 0.5 + 1 / value
     for _ in range(50):

@@ -233,7 +233,7 @@ def channel_factory(host: str | None) -> Callable[[], Channel | None]:
     """What makes the TLS side of a connection to `host`, or nothing where that is None."""
     if host is None:
         return lambda: None
-    from pytest_moeperf.loadgen.tls import Channel, client_context  # noqa: PLC0415
+    from pytest_moeperf.loadgen.tls import Channel, client_context  # noqa: PLC0415 - ssl, for https alone
 
     context = client_context()
     return lambda: Channel(context, host)

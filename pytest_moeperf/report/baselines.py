@@ -120,7 +120,7 @@ def _routing(sides: Sequence[RoutingRecord]) -> Iterator[str]:
     if not sides:
         return
     from pytest_moeperf.judge.routing import shift  # noqa: PLC0415 - numpy, only for counts
-    from pytest_moeperf.report import heatmap  # noqa: PLC0415 - the same
+    from pytest_moeperf.report import heatmap  # noqa: PLC0415 - numpy, only for counts
 
     first, last = sides[0], sides[-1]
     story = heatmap.summary(last) if last is first else shift(last, first).reason

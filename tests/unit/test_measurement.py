@@ -83,7 +83,7 @@ class Watch:
 def measured(monkeypatch):
     """Measures plays with these silences in ms, on a quiet machine and a server that is warm."""
     monkeypatch.setattr(measurement.probe.BusyWatch, "bystanders", lambda _: Bystanders())
-    monkeypatch.setattr("pytest_moeperf.telemetry.GpuWatch", Watch)
+    monkeypatch.setattr("pytest_moeperf.measurement.GpuWatch", Watch)
     monkeypatch.setattr(measurement.validity, "find", lambda *_, **__: ())
     sent = []
 
