@@ -7,6 +7,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.baseline import start_levels
+from pytest_moeperf.wording import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ def _refusals(candidate: Baseline, starts: int) -> Iterator[str]:
         if spread > gate.tolerance > 0:
             yield (
                 f"{metric} varies by {100 * spread:.1f} % between starts, more than its tolerance "
-                f"of {100 * gate.tolerance:.3g} %: nothing could be judged by it"
+                f"of {percent(gate.tolerance)}: nothing could be judged by it"
             )
         drift = _drift(levels)
         if drift is not None and abs(drift) > math.log1p(gate.tolerance):

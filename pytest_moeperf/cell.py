@@ -13,9 +13,9 @@ import pytest
 
 from pytest_moeperf import gate, judge
 from pytest_moeperf.errors import MoeperfError, UsageError
+from pytest_moeperf.outcomes import FAILING, failing
 from pytest_moeperf.records import CellResult, Outcome, Verdict
 from pytest_moeperf.report import verdict as verdict_text
-from pytest_moeperf.report.verdict import FAILING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -311,7 +311,8 @@ def _settle(item: pytest.Item, session: MoeperfSession) -> None:
     with at_work(item, session):
         results = session.settle(item)
     # A failure is not hidden behind a skip or a regression that is known.
-    for result in sorted(results, key=lambda each: not _outcomes(each) & FAILING):
+    fails = _failing(item, session)
+    for result in sorted(results, key=lambda each: not _outcomes(each) & fails):
         conclude(item, session, result)
 
 
@@ -323,12 +324,7 @@ def conclude(
     `shown` are lines that a failure has below its verdicts.
     """
     outcomes = _outcomes(result)
-    failing = set(FAILING)
-    if item.config.getoption("runxfail"):
-        failing.add(Outcome.EXPECTED)
-    if session.options.release:
-        failing.add(Outcome.INCONCLUSIVE)
-    if outcomes & failing:
+    if outcomes & _failing(item, session):
         text = verdict_text.failure(result, shown=shown)
         pytest.fail(text, pytrace=False)
     if outcomes & UNJUDGED:
@@ -336,6 +332,12 @@ def conclude(
         raise pytest.skip.Exception(verdict_text.one_line(result), _use_item_location=True)
     if Outcome.EXPECTED in outcomes:
         pytest.xfail(verdict_text.one_line(result))
+
+
+def _failing(item: pytest.Item, session: MoeperfSession) -> frozenset[Outcome]:
+    """Outcomes that fail this test."""
+    known = {Outcome.EXPECTED} if item.config.getoption("runxfail") else set()
+    return failing(release=session.options.release) | known
 
 
 def _outcomes(result: CellResult) -> set[Outcome]:

@@ -83,7 +83,7 @@ def read_run(text: str, *, source: str, schema: Mapping[str, Any]) -> StoredRun:
 
 
 def _cell(document: Mapping[str, Any]) -> StoredCell | None:
-    starts = [document["start"], *document.get("bought", ()), *document.get("new", ())]
+    starts = [document["start"], *document["further"], *document["new"]]
     metrics = tuple(each["metric"] for each in document["verdicts"] if _is_gate(each))
     if document["fingerprint"] is None or document["start"] is None or not metrics:
         return None
@@ -157,20 +157,18 @@ def _judged(
         workload=cell.workload,
         fingerprint=cell.fingerprint,
         start=start,
-        bought=tuple(others),
+        further=tuple(others),
     )
     hardware = cell.fingerprint.hardware
+    reference = gate.Reference(
+        stored=stored[cell.name],
+        priors={key: gate.prior_for(stored.values(), key, hardware=hardware) for key in metrics},
+    )
     verdicts = []
     p_limits = [night.limit(share) for share in night.take(len(metrics))]
     for key, p_limit in zip(metrics, p_limits, strict=True):
         assessment = gate.judge_metric(
-            result,
-            key,
-            stored=stored[cell.name],
-            hardware=hardware,
-            p_limit=p_limit,
-            prior=gate.prior_for(stored.values(), key, hardware=hardware),
-            last=True,
+            result, key, reference, hardware=hardware, p_limit=p_limit, last=True
         )
         night.note(assessment.verdict.outcome is Outcome.REGRESSED)
         verdicts.append(assessment.verdict)

@@ -40,8 +40,10 @@ class Contribution:
     engines: tuple[EngineInstall, ...]
     hardware: str
     machine: tuple[tuple[str, str], ...]
+    unmeasured: str | None = None
+    """Why a test that should have judged failed before any verdict."""
     note: str | None = None
-    """Why a test that should have measured has no result."""
+    """What else is to be told of it."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Collected:
     engines: dict[EngineInstall, None] = field(default_factory=dict)
     hardware: str = ""
     machine: dict[str, str] = field(default_factory=dict)
+    unmeasured: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     spent: TimeSpent = field(default_factory=TimeSpent)
     processes: int = 0
@@ -65,6 +68,8 @@ class Collected:
         self.engines.update(dict.fromkeys(contribution.engines))
         self.hardware = contribution.hardware
         self.machine.update(contribution.machine)
+        if contribution.unmeasured is not None:
+            self.unmeasured.append(contribution.unmeasured)
         if contribution.note is not None:
             self.notes.append(contribution.note)
 
@@ -75,6 +80,7 @@ class Collected:
             cells=[*self.cells],
             engines={**self.engines},
             machine={**self.machine},
+            unmeasured=[*self.unmeasured],
             notes=[*self.notes],
         )
         for contribution in contributions:

@@ -144,7 +144,10 @@ def validate(document: Any, schema: Mapping[str, Any], *, source: str) -> None:
     from jsonschema import Draft202012Validator  # noqa: PLC0415 - 0.1 s, only to read a file
     from jsonschema.exceptions import best_match  # noqa: PLC0415 - as the other
 
-    error = best_match(Draft202012Validator(schema).iter_errors(document))
+    errors = list(Draft202012Validator(schema).iter_errors(document))
+    # Of another version of the format everything else may differ as well.
+    version = (error for error in errors if list(error.absolute_path) == ["schema"])
+    error = next(version, None) or best_match(errors)
     if error is None:
         return
     place = _cut(printable(_place(error.absolute_path)), _MESSAGE_CHARACTERS)

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_moeperf.records import Outcome
+from pytest_moeperf.records import NextStep, Outcome
 
 if TYPE_CHECKING:
     import pytest
@@ -21,14 +21,14 @@ __all__ = ["next_steps", "short"]
 
 def next_steps(
     item: pytest.Item, result: CellResult, options: Options, references: References
-) -> list[str]:
-    """Each as it is typed where pytest was called, with what it is for."""
+) -> tuple[NextStep, ...]:
+    """Each as it is typed where pytest was called."""
     test = _from_here(item)
     outcomes = {verdict.outcome for verdict in result.verdicts}
     if Outcome.NO_BASELINE in outcomes:
-        return [f"{shlex.join(['pytest', test, *options.as_typed])} --baseline record"]
-    again = shlex.join(["pytest", test, *options.as_typed, *options.limits])
-    steps = [f"{again}   (measure again)"]
+        return (NextStep(shlex.join(["pytest", test, *options.as_typed, "--baseline", "record"])),)
+    again = ["pytest", test, *options.as_typed, *options.limits]
+    steps = [NextStep(shlex.join(again), "measure again")]
     by_baseline = any(
         verdict.outcome is Outcome.REGRESSED and not verdict.paired for verdict in result.verdicts
     )
@@ -36,14 +36,15 @@ def next_steps(
         old = references.old_engine(result)
         if old is not None and result.routing is not None:
             other = shlex.join(["pytest", test, "--engine", old])
-            steps.append(f"{other}   (is it the engine or the weights?)")
+            steps.append(NextStep(other, "is it the engine or the weights?"))
         elif old is not None and options.against is None:
-            steps.append(f"{again} --against {old}   (is it the engine or the machine?)")
+            both = shlex.join([*again, "--against", old])
+            steps.append(NextStep(both, "is it the engine or the machine?"))
         path = references.path(result)
         if path.exists():
             show = shlex.join(["moeperf", "baseline", "show", short(path)])
-            steps.append(f"{show}   (what is expected)")
-    return steps
+            steps.append(NextStep(show, "what is expected"))
+    return tuple(steps)
 
 
 def _from_here(item: pytest.Item) -> str:

@@ -173,6 +173,12 @@ class Options:
     limits: tuple[str, ...]
     """Those that it needs to judge the same."""
 
+    @property
+    def all_as_typed(self) -> tuple[str, ...]:
+        """Those that decide what is measured and how it is judged."""
+        mode = () if self.baseline == "check" else ("--baseline", self.baseline)
+        return (*self.as_typed, *mode, *self.limits)
+
     @classmethod
     def from_config(cls, config: pytest.Config) -> Options:
         """Read and check the options; raise `pytest.UsageError` quoting what was typed."""

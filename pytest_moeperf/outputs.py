@@ -84,5 +84,5 @@ def summarize(reporter: pytest.TerminalReporter, report: SessionReport, *, verbo
             maps=verbosity > 0,
         )
         reporter.write(text)
-    for note in report.notes:
-        reporter.write_line(note)
+    for remark in report.remarks:
+        reporter.write_line(remark)

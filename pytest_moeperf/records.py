@@ -25,6 +25,7 @@ __all__ = [
     "Fingerprint",
     "GpuReading",
     "LoadFormat",
+    "NextStep",
     "Outcome",
     "RepeatRecord",
     "RequestRecord",
@@ -272,6 +273,15 @@ class RoutingRecord:
     """[layers][experts]; None where no request generated more than one token."""
 
 
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """What a reader of a verdict that is not good would type next."""
+
+    command: str
+    purpose: str = ""
+    """What for, in a few words; empty where the verdict has said it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
     """One measured cell with everything a report shows of it."""
@@ -286,8 +296,8 @@ class CellResult:
     fingerprint: Fingerprint | None
     start: StartRecord | None
     """The first one of the session."""
-    bought: tuple[StartRecord, ...] = ()
-    """Further fresh starts of the engine under test, made to settle a verdict."""
+    further: tuple[StartRecord, ...] = ()
+    """Fresh starts of the engine under test after the first one, made to settle a verdict."""
     against: str | None = None
     """The old engine, where the cell was measured on both in turns."""
     old: tuple[StartRecord, ...] = ()
@@ -303,8 +313,7 @@ class CellResult:
     verdicts: tuple[Verdict, ...] = ()
     routing: RoutingRecord | None = None
     """Which experts the tokens took, on a server of its own; None where nobody asked."""
-    next_steps: tuple[str, ...] = ()
-    """What a reader of a verdict that is not good would type next, each with what for."""
+    next_steps: tuple[NextStep, ...] = ()
 
     @property
     def label(self) -> str:
@@ -314,7 +323,7 @@ class CellResult:
     @property
     def starts(self) -> tuple[StartRecord, ...]:
         """The fresh starts of the engine under test, those of an A/B apart."""
-        return () if self.start is None else (self.start, *self.bought)
+        return () if self.start is None else (self.start, *self.further)
 
     def values(self, metric: str) -> tuple[float | None, ...]:
         """The metric in every valid repeat of the first start, in their order."""

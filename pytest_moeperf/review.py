@@ -13,6 +13,7 @@ from pytest_moeperf.compat import differences
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.records import Outcome
 from pytest_moeperf.waiver import Waiver, latest_expiry
+from pytest_moeperf.wording import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -166,10 +167,6 @@ def _gain(
     return difference if gate.direction == "higher" else -difference
 
 
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:.3g} %"
-
-
 def lowerings(old: Baseline | None, new: Baseline | None, *, today: str) -> tuple[Lowering, ...]:
     """Every way in which `new` lets pass what `old` would not."""
     if old is None or (new is None and old.expired(today)):
@@ -205,7 +202,7 @@ def _of_metrics(old: Baseline, new: Baseline) -> Iterator[_Found]:
             yield (
                 metric,
                 Rule.WIDENED,
-                f"the tolerance is {_percent(now.tolerance)}, was {_percent(gate.tolerance)}",
+                f"the tolerance is {percent(now.tolerance)}, was {percent(gate.tolerance)}",
             )
         if now.direction != gate.direction:
             yield metric, Rule.WIDENED, f"{now.direction} is better now, was {gate.direction}"
@@ -232,7 +229,7 @@ def _worse(
             rule,
             (
                 f"{quantity(before)} → {quantity(now, gate.unit)}{change} is worse by more than "
-                f"half of the tolerance of {_percent(gate.tolerance)}"
+                f"half of the tolerance of {percent(gate.tolerance)}"
             ),
         )
 
@@ -285,7 +282,7 @@ def _of_known(old: Baseline, new: Baseline, today: str) -> Iterator[_Found]:
                 f"the known regression expires on {known.expires}, at the latest {limit}",
             )
         if before is not None and known.extent > before.extent:
-            sizes = f"{_percent(known.extent)}, was {_percent(before.extent)}"
+            sizes = f"{percent(known.extent)}, was {percent(before.extent)}"
             yield known.metric, Rule.EXTENDED, f"the known regression may be {sizes}"
 
 

@@ -19,11 +19,11 @@ from pytest_moeperf.markers import measures
 from pytest_moeperf.namedserver import required_server
 from pytest_moeperf.nextsteps import next_steps, short
 from pytest_moeperf.options import Options
+from pytest_moeperf.outcomes import GOOD
 from pytest_moeperf.postponed import Postponed
 from pytest_moeperf.progress import Progress
 from pytest_moeperf.report.junit import properties
-from pytest_moeperf.report.model import UNMEASURED, SessionReport
-from pytest_moeperf.report.verdict import GOOD
+from pytest_moeperf.report.model import SessionReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,7 +123,7 @@ class MoeperfSession:
     def hardware(self) -> Hardware:
         """What is measured on; `pytest.UsageError` where the machine lacks it."""
         try:
-            return self.run.hardware
+            return self.run.resolver.hardware
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -147,11 +147,11 @@ class MoeperfSession:
     def spec(self, server: NamedServer) -> ServerSpec:
         """The server's spec with engine and weights resolved."""
         named = required_server(server)
-        return self.run.resolved(named.spec, named.engine)
+        return self.run.resolver.spec(named.spec, named.engine)
 
     def architecture(self, server: NamedServer) -> Architecture:
         """The server's model, as numbers."""
-        return self.run.model(required_server(server).spec).architecture
+        return self.run.resolver.model(required_server(server).spec).architecture
 
     def during(self, item: pytest.Item) -> AbstractContextManager[None]:
         """Show progress of `item` while something takes long."""
@@ -178,12 +178,12 @@ class MoeperfSession:
             result = replace(cell.result, cell=f"{_suite(item)}/{cell.result.cell}")
             result = replace(result, verdicts=self.references.record(result, cell.spec, metrics))
         else:
-            case = self.sampler.begin(cell, _suite(item), metrics)
-            if self.sampler.wants(case) and self.postponed.claim(item, case, later):
-                self.sampler.wait(case)
+            open_cell = self.sampler.begin(cell, _suite(item), metrics)
+            if self.sampler.wants(open_cell) and self.postponed.claim(item, open_cell, later):
+                self.sampler.wait(open_cell)
                 self.progress("in doubt: judged after the other tests of its server")
                 return None
-            result = self.sampler.settle(case)
+            result = self.sampler.settle(open_cell)
         return self._keep(item, result)
 
     def judge_invalid(self, item: pytest.Item, cell: MeasuredCell) -> CellResult:
@@ -202,9 +202,9 @@ class MoeperfSession:
         """
         results = []
         try:
-            for case in self.postponed.cases(item):
-                results.append(self._keep(item, self.sampler.settle(case)))
-                self.postponed.end(item, case)
+            for open_cell in self.postponed.open_cells(item):
+                results.append(self._keep(item, self.sampler.settle(open_cell)))
+                self.postponed.end(item, open_cell)
         except MoeperfError:
             self._keep_open(item)
             raise
@@ -212,10 +212,10 @@ class MoeperfSession:
 
     def _keep_open(self, item: pytest.Item) -> None:
         """Judge no further what the test is in doubt about."""
-        for case in self.postponed.cases(item):
-            self.sampler.drop(case)
-            self._keep(item, case.result)
-            self.postponed.end(item, case)
+        for open_cell in self.postponed.open_cells(item):
+            self.sampler.drop(open_cell)
+            self._keep(item, open_cell.result)
+            self.postponed.end(item, open_cell)
 
     def run_test(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         """Run a test whose verdict may have to wait; None where pytest is to run it."""
@@ -253,15 +253,9 @@ class MoeperfSession:
             kept, result = contributed.joined(kept, result)
         if any(verdict.outcome not in GOOD for verdict in result.verdicts):
             steps = next_steps(item, result, self.options, self.references)
-            result = replace(result, next_steps=tuple(steps))
+            result = replace(result, next_steps=steps)
         item.stash[CELLS] = (*kept, result)
         return result
-
-    @property
-    def _typed(self) -> tuple[str, ...]:
-        options = self.options
-        mode = () if options.baseline == "check" else ("--baseline", options.baseline)
-        return (*options.as_typed, *mode, *options.limits)
 
     def attach_cells(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Let a report carry the test's cells, or why there are none, to where reports are made."""
@@ -271,12 +265,12 @@ class MoeperfSession:
         cells = measured if report.when == "call" else ()
         if report.skipped and hasattr(report, "wasxfail"):
             cells = tuple(contributed.expected(cell, report.wasxfail) for cell in cells)
-        unmeasured = report.failed and measures(item) and not measured
-        if not cells and not unmeasured:
+        lost = report.failed and measures(item) and not measured
+        if not cells and not lost:
             return
-        said = f"{UNMEASURED}{item.nodeid}: {contributed.first_line(report.longrepr)}"
+        said = f"{item.nodeid}: {contributed.first_line(report.longrepr)}" if lost else None
         # xdist carries plain values only.
-        report.moeperf = contributed.packed(self._contribution(cells, said if unmeasured else None))  # type: ignore[attr-defined] # takes extra attributes
+        report.moeperf = contributed.packed(self._contribution(cells, unmeasured=said))  # type: ignore[attr-defined] # takes extra attributes
 
     def _leave_open(self, item: pytest.Item) -> None:
         """Report a test that the session comes to no more as skipped."""
@@ -291,20 +285,25 @@ class MoeperfSession:
         return self.collected.plus(map(self._so_far_of, self.postponed.tests))
 
     def _so_far_of(self, item: pytest.Item) -> contributed.Contribution:
-        cells = (case.result for case in self.postponed.cases(item))
+        cells = (open_cell.result for open_cell in self.postponed.open_cells(item))
         return self._contribution(
             [*item.stash.get(CELLS, ()), *(replace(cell, test=item.nodeid) for cell in cells)],
-            f"left open: {item.nodeid}: {LEFT_OPEN}",
+            note=f"left open: {item.nodeid}: {LEFT_OPEN}",
         )
 
     def _contribution(
-        self, cells: Sequence[CellResult], note: str | None
+        self,
+        cells: Sequence[CellResult],
+        *,
+        unmeasured: str | None = None,
+        note: str | None = None,
     ) -> contributed.Contribution:
         return contributed.Contribution(
             cells=tuple(cells),
-            engines=self.run.engines,
-            hardware=self.run.hardware.name,
-            machine=(("hardware", self.run.hardware.label),),
+            engines=self.run.resolver.engines,
+            hardware=self.run.resolver.hardware.name,
+            machine=(("hardware", self.run.resolver.hardware.label),),
+            unmeasured=unmeasured,
             note=note,
         )
 
@@ -363,8 +362,10 @@ class MoeperfSession:
             engines=tuple(collected.engines),
             machine=collected.machine,
             cells=tuple(collected.cells),
+            unmeasured=tuple(collected.unmeasured),
             notes=tuple(collected.notes),
-            options=self._typed,
+            options=self.options.all_as_typed,
+            release=self.options.release,
             finished=self._finished,
         )
 

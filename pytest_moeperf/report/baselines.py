@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from pytest_moeperf.baseline import NEVER
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.report.markup import code, escaped, table_line
-from pytest_moeperf.report.verdict import percent
+from pytest_moeperf.report.verdict import signed_percent
+from pytest_moeperf.wording import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ def _counts(changes: Sequence[CellChange], unchanged: int) -> str:
         "unchanged": unchanged,
     }
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    bars = f"; {lowered} lowered bar{'s' if lowered > 1 else ''}" if lowered else ""
+    bars = f"; {counted(lowered, 'lowered bar')}" if lowered else ""
     return f"{told or 'none'}{bars}"
 
 
@@ -110,7 +111,7 @@ def _facts(change: CellChange) -> Iterator[str]:
     for known in new.known if new else ():
         verb = "still accepts" if known.metric in before else "accepts"
         yield (
-            f"{verb} {known.metric} worse by up to {100 * known.extent:.3g} % "
+            f"{verb} {known.metric} worse by up to {percent(known.extent)} "
             f"until {known.expires}: {known.reason} ({known.issue})"
         )
 
@@ -133,8 +134,7 @@ def _arrow(texts: Sequence[str]) -> str:
 
 def _starts(baseline: Baseline) -> str:
     sessions = len({start.session_id for start in baseline.starts})
-    plural = "" if len(baseline.starts) == 1 else "s"
-    return f"{len(baseline.starts)} start{plural} of {sessions} session{'s'[: sessions > 1]}"
+    return f"{counted(len(baseline.starts), 'start')} of {counted(sessions, 'session')}"
 
 
 def _anchor(baseline: Baseline) -> str:
@@ -143,7 +143,7 @@ def _anchor(baseline: Baseline) -> str:
 
 def _row(move: Move) -> tuple[str, str, str, str, str]:
     tolerances = [
-        "none" if each is None else f"{100 * each:.3g} %"
+        "none" if each is None else percent(each)
         for each in (move.old_tolerance, move.new_tolerance)
     ]
     if move.old is None:
@@ -163,4 +163,4 @@ def _change(move: Move) -> str:
     if move.ratio is None or move.effect is None:
         return "–"
     word = "" if abs(move.effect) < _VISIBLE else " better" if move.effect > 0 else " worse"
-    return f"{percent(move.ratio - 1)}{word}"
+    return f"{signed_percent(move.ratio - 1)}{word}"

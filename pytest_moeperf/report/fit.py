@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.memory import kv_bytes_per_token, parameters
 from pytest_moeperf.report.heatmap import Span
+from pytest_moeperf.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "document", "lines"]
 
-GIB = 2**30
 NAMES = {
     "embeddings": "embeddings",
     "ffn": "dense blocks",

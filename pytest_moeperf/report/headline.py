@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pytest_moeperf.records import Outcome
-from pytest_moeperf.report.model import BY_URGENCY, UNMEASURED
-from pytest_moeperf.report.verdict import FAILING, GOOD
+from pytest_moeperf.outcomes import GOOD, failing
+from pytest_moeperf.report.model import BY_URGENCY
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_moeperf.records import CellResult, Verdict
+    from pytest_moeperf.records import CellResult, Outcome, Verdict
     from pytest_moeperf.report.model import SessionReport
 
 __all__ = ["Headline", "Tone", "headline", "tone", "urgent"]
@@ -30,21 +30,20 @@ class Headline:
     text: str
 
 
-def tone(outcome: Outcome, *, release: bool = False) -> Tone:
-    """What an outcome means to the test; before a release an open question fails it too."""
-    if outcome in FAILING or (release and outcome is Outcome.INCONCLUSIVE):
+def tone(outcome: Outcome, *, release: bool) -> Tone:
+    """What an outcome meant to its test."""
+    if outcome in failing(release=release):
         return "failed"
     return "good" if outcome in GOOD else "open"
 
 
 def urgent(report: SessionReport, wanted: Tone) -> tuple[tuple[CellResult, Verdict], ...]:
     """The verdicts of that tone, the most urgent first, with their cells."""
-    release = "--release" in (report.options or ())
     found = [
         (cell, verdict)
         for cell in report.cells
         for verdict in cell.verdicts
-        if tone(verdict.outcome, release=release) == wanted
+        if tone(verdict.outcome, release=report.release) == wanted
     ]
     return tuple(sorted(found, key=lambda pair: BY_URGENCY.index(pair[1].outcome)))
 
@@ -60,8 +59,8 @@ def headline(report: SessionReport) -> Headline:
 
 def _headline(report: SessionReport) -> Headline:
     failed, still_open = urgent(report, "failed"), urgent(report, "open")
-    unmeasured = sum(note.startswith(UNMEASURED) for note in report.notes)
-    lost = f"{_tests(unmeasured)} failed without a result" if unmeasured else ""
+    unmeasured = len(report.unmeasured)
+    lost = f"{counted(unmeasured, 'test')} failed without a verdict" if unmeasured else ""
     total = sum(report.outcomes.values())
     if failed:
         text = _failures(failed, total)
@@ -92,7 +91,3 @@ def _failures(failed: Sequence[tuple[CellResult, Verdict]], total: int) -> str:
 def _counts(verdicts: Iterable[Verdict]) -> str:
     counts = Counter(verdict.outcome for verdict in verdicts)
     return ", ".join(f"{counts[each]} {each}" for each in BY_URGENCY if counts[each])
-
-
-def _tests(count: int) -> str:
-    return f"{count} test{'' if count == 1 else 's'}"

@@ -21,6 +21,7 @@ from pytest_moeperf.balance import (
     shares,
 )
 from pytest_moeperf.balance.record import total_of
+from pytest_moeperf.wording import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -89,9 +90,8 @@ def summary(routing: RoutingRecord) -> str:
     counts = total_of(routing)
     peaks = max_over_mean(counts.counts)
     row = int(peaks.argmax())
-    layers = len(counts.layers)
     return (
-        f"{layers} layer{'' if layers == 1 else 's'} of {routing.experts} experts, "
+        f"{counted(len(counts.layers), 'layer')} of {routing.experts} experts, "
         f"top {routing.top_k}, {routing.prefill_tokens:,} + {routing.decode_tokens:,} tokens: "
         f"peak {_times(float(peaks[row]))} in layer {counts.layers[row]}"
     )
@@ -113,12 +113,11 @@ def _grid(experts: int, columns: int) -> _Grid:
 
 
 def _heading(counts: ExpertCounts, grid: _Grid) -> Iterator[Line]:
-    plural = "" if counts.tokens == 1 else "s"
     yield (
         Span("experts × layers", "bold"),
         Span(
-            f"  {counts.tokens:,} token{plural}, top {counts.top_k} of {counts.experts}, "
-            f"uniform is {100 / counts.experts:.3g} %"
+            f"  {counted(counts.tokens, 'token')}, top {counts.top_k} of {counts.experts}, "
+            f"uniform is {percent(1 / counts.experts)}"
         ),
     )
     every = math.ceil(TICK / grid.cell)

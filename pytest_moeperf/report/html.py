@@ -20,7 +20,8 @@ from pytest_moeperf.report.headline import Tone, headline, tone, urgent
 from pytest_moeperf.report.html_strip import strip
 from pytest_moeperf.report.json import public_url
 from pytest_moeperf.report.model import time_line
-from pytest_moeperf.report.verdict import bounds, chance, interval, measured, percent, starts
+from pytest_moeperf.report.verdict import bounds, chance, interval, measured, starts
+from pytest_moeperf.wording import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -82,8 +83,6 @@ class _Cell:
     warm_up: tuple[tables.WarmUp, ...]
     gpus: tuple[tables.GpuRow, ...]
     heats: tuple[Heat, ...]
-    steps: tuple[tuple[str, str], ...]
-    """Commands, each with what for."""
 
     def told(self, *tones: Tone) -> tuple[_Verdict, ...]:
         """The verdicts of these tones."""
@@ -97,10 +96,13 @@ def to_html(report: SessionReport) -> str:
         report=report,
         headline=headline(report),
         signs=SIGNS,
-        counts=[(outcome, count, tone(outcome)) for outcome, count in report.outcomes.items()],
+        counts=[
+            (outcome, count, tone(outcome, release=report.release))
+            for outcome, count in report.outcomes.items()
+        ],
         engines=[(engine.label, _place(engine)) for engine in report.engines],
         started=_date(report.started_at),
-        duration=_duration(report.duration_s),
+        duration=duration(report.duration_s),
         time_line=time_line(report),
         phases=tuple(_phases(report)),
         failed=_first(cells, report, "failed"),
@@ -144,19 +146,19 @@ def _visible(value: object) -> object:
 def _cells(report: SessionReport) -> tuple[_Cell, ...]:
     maps = sum(1 for cell in report.cells if cell.routing is not None)
     zones = ZONES // (2 * maps) if maps else 0
-    release = "--release" in (report.options or ())
     return tuple(
         _Cell(
             id=f"cell-{number}",
             suite=result.cell.partition("/")[0],
             label=result.label,
             result=result,
-            verdicts=tuple(_verdict(result, each, release=release) for each in result.verdicts),
+            verdicts=tuple(
+                _verdict(result, each, release=report.release) for each in result.verdicts
+            ),
             figures=tuple(tables.figures(result)),
             warm_up=tuple(tables.warm_up(result)),
             gpus=tuple(tables.gpu_rows(result)),
             heats=_heats(result, zones),
-            steps=tuple(_step(step) for step in result.next_steps),
         )
         for number, result in enumerate(report.cells, 1)
     )
@@ -173,7 +175,7 @@ def _verdict(cell: CellResult, verdict: Verdict, *, release: bool) -> _Verdict:
         measured=measured(verdict),
         expected=quantity(verdict.expected, verdict.unit),
         allowed=bounds(verdict),
-        change=interval(verdict) if verdict.interval else percent(verdict.change),
+        change=interval(verdict),
         starts=starts(verdict),
         chance=chance(verdict),
         notes=verdict.notes,
@@ -187,11 +189,6 @@ def _heats(cell: CellResult, zones: int) -> tuple[Heat, ...]:
     from pytest_moeperf.report.html_heat import heats  # noqa: PLC0415 - numpy
 
     return heats(cell.routing, zones=zones)
-
-
-def _step(text: str) -> tuple[str, str]:
-    command, _, purpose = text.partition("   (")
-    return command, purpose.removesuffix(")")
 
 
 def _first(cells: Sequence[_Cell], report: SessionReport, wanted: Tone) -> tuple[_Cell, ...]:
@@ -222,22 +219,12 @@ def _phases(report: SessionReport) -> Iterator[_Phase]:
         share = seconds / total_s if total_s else 0.0
         yield _Phase(
             name=name,
-            seconds=_duration(seconds),
+            seconds=duration(seconds),
             share=f"{100 * share:.0f} %",
             x=round(x, 1),
             width=round(BAR * share, 1),
         )
         x += BAR * share
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:  # noqa: PLR2004 - a minute
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:  # noqa: PLR2004 - an hour
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
 
 
 def _date(text: str) -> str:

@@ -23,6 +23,7 @@ from pytest_moeperf.balance import (
 )
 from pytest_moeperf.errors import RoutingError
 from pytest_moeperf.report.heatmap import findings
+from pytest_moeperf.wording import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -183,10 +184,10 @@ def _layers(counts: ExpertCounts) -> Iterator[Layer]:
         yield Layer(
             layer=layer,
             busiest=busiest,
-            busiest_share=_percent(share[row, busiest]),
+            busiest_share=percent(share[row, busiest]),
             peak=_times(share[row, busiest] * counts.experts),
             least=least,
-            least_share=_percent(share[row, least]),
+            least_share=percent(share[row, least]),
             alert=bool(alerts[row]),
             y=TOP + ROW * (row + 0.5),
         )
@@ -215,7 +216,7 @@ def _numbers(counts: ExpertCounts) -> Iterator[tuple[Cell, ...]]:
                 share=f"{100 * share[row, expert]:.1f}",
                 title=(
                     f"layer {layer}, expert {expert}: {counts.counts[row, expert]:,} times, "
-                    f"{_percent(share[row, expert])}, {_times(1 + off[row, expert])} uniform"
+                    f"{percent(share[row, expert])}, {_times(1 + off[row, expert])} uniform"
                 ),
             )
             for expert in range(counts.experts)
@@ -302,10 +303,6 @@ def _loads(first: int, loads: npt.NDArray[np.float64]) -> str:
         f"{names}: most {_times(loads[most])} ({first + most}), "
         f"least {_times(loads[least])} ({first + least})"
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _times(ratio: float) -> str:

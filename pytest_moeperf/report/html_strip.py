@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pytest_moeperf.gate import repeats_of
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.report.verdict import bounds
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,7 @@ def _lanes(
         count = len(side.starts) if side.of == "start" else len(side.starts[0])
         lanes.append(
             Lane(
-                name=f"{side.name} ({count} {side.of}{'' if count == 1 else 's'})",
+                name=f"{side.name} ({counted(count, side.of)})",
                 kind=side.kind,
                 y=round(top + height / 2, 1),
                 dots=tuple(

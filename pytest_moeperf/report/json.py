@@ -1,10 +1,11 @@
 """`run.json`: everything that was measured, for programs, and back again.
 
-The form is `schemas/run-1.json`; starts and fingerprints look as they do in a baseline.
+The form is `schemas/run-2.json`; starts and fingerprints look as they do in a baseline.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from pytest_moeperf.record_form import (
     samples_document,
     start_document,
 )
-from pytest_moeperf.records import CellResult, EngineInstall, Outcome, Verdict
+from pytest_moeperf.records import CellResult, EngineInstall, NextStep, Outcome, Verdict
 from pytest_moeperf.report.model import SessionReport
 from pytest_moeperf.timeline import TimeSpent
 
@@ -30,15 +31,18 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA_VERSION", "from_json", "public_url", "to_json", "verdict_document"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the file format.
 
-1: first one. Session, machine, engines, and every cell with raw samples and verdicts.
+1: Session, machine, engines, and every cell with raw samples and verdicts. Never released, and not
+   read any more.
+2: Commands apart from what they are for, tests without a verdict apart from the other notes, and
+   whether a release was judged; all fields are there but `time`.
 """
 
 
 def to_json(report: SessionReport) -> str:
-    """The session as JSON that the schema `run-1` allows, without secrets."""
+    """The session as JSON that the schema `run-2` allows, without secrets."""
     return render(
         {
             "cells": [_cell(cell) for cell in report.cells],
@@ -50,10 +54,12 @@ def to_json(report: SessionReport) -> str:
             "notes": list(report.notes),
             "options": None if report.options is None else list(report.options),
             "outcomes": {outcome.value: count for outcome, count in report.outcomes.items()},
+            "release": report.release,
             "schema": SCHEMA_VERSION,
             "started_at": report.started_at,
             **({} if report.spent is None else {"time": _time(report, report.spent)}),
             "tool": report.tool_version,
+            "unmeasured": list(report.unmeasured),
         }
     )
 
@@ -87,7 +93,7 @@ def public_url(url: str) -> str:
 def _cell(cell: CellResult) -> dict[str, Any]:
     return {
         "against": cell.against,
-        "bought": [start_document(start) for start in cell.bought],
+        "further": [start_document(start) for start in cell.further],
         "cell": cell.cell,
         "discarded": samples_document(cell.discarded),
         "engine": cell.engine,
@@ -96,7 +102,7 @@ def _cell(cell: CellResult) -> dict[str, Any]:
         ),
         "invalid": cell.invalid,
         "new": [start_document(start) for start in cell.new],
-        "next_steps": list(cell.next_steps),
+        "next_steps": [asdict(step) for step in cell.next_steps],
         "old": [start_document(start) for start in cell.old],
         "routing": None if cell.routing is None else routing_document(cell.routing),
         "server": cell.server,
@@ -139,10 +145,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
 
 
 def from_json(text: str, *, source: str, schema: Mapping[str, Any]) -> SessionReport:
-    """Read a `run.json`, whoever wrote it; BaselineError begins with `source`.
-
-    What a file of an earlier version lacks is missing in the report too.
-    """
+    """Read a `run.json`, whoever wrote it; BaselineError begins with `source`."""
     document = parse(text, source=source)
     validate(document, schema, source=source)
     try:
@@ -153,8 +156,7 @@ def from_json(text: str, *, source: str, schema: Mapping[str, Any]) -> SessionRe
 
 
 def _read_report(document: Mapping[str, Any]) -> SessionReport:
-    spent, options = document.get("time"), document.get("options")
-    finished = document.get("finished", True)
+    spent, options = document.get("time"), document["options"]
     return SessionReport(
         tool_version=document["tool"],
         started_at=document["started_at"],
@@ -163,11 +165,13 @@ def _read_report(document: Mapping[str, Any]) -> SessionReport:
         engines=tuple(map(_read_engine, document["engines"])),
         machine=document["machine"],
         cells=tuple(map(_read_cell, document["cells"])),
+        unmeasured=tuple(document["unmeasured"]),
         notes=tuple(document["notes"]),
         options=None if options is None else tuple(options),
-        spent=(TimeSpent() if finished else None) if spent is None else _read_time(spent),
+        release=document["release"],
+        spent=None if spent is None else _read_time(spent),
         processes=1 if spent is None else spent["processes"],
-        finished=finished,
+        finished=document["finished"],
     )
 
 
@@ -182,9 +186,7 @@ def _read_engine(document: Mapping[str, Any]) -> EngineInstall:
 
 
 def _read_cell(document: Mapping[str, Any]) -> CellResult:
-    fingerprint, start, routing = (
-        document.get(name) for name in ("fingerprint", "start", "routing")
-    )
+    fingerprint, start, routing = (document[name] for name in ("fingerprint", "start", "routing"))
     return CellResult(
         cell=document["cell"],
         test=document["test"],
@@ -193,17 +195,17 @@ def _read_cell(document: Mapping[str, Any]) -> CellResult:
         workload=document["workload"],
         fingerprint=None if fingerprint is None else read_fingerprint(fingerprint),
         start=None if start is None else read_start(start),
-        bought=tuple(map(read_start, document.get("bought", ()))),
-        against=document.get("against"),
-        old=tuple(map(read_start, document.get("old", ()))),
-        new=tuple(map(read_start, document.get("new", ()))),
+        further=tuple(map(read_start, document["further"])),
+        against=document["against"],
+        old=tuple(map(read_start, document["old"])),
+        new=tuple(map(read_start, document["new"])),
         discarded=read_samples(document["discarded"]),
         warmup_plays=document["warmup_plays"],
-        warmup_reason=document.get("warmup_reason", ""),
+        warmup_reason=document["warmup_reason"],
         invalid=document["invalid"],
         verdicts=tuple(map(_read_verdict, document["verdicts"])),
         routing=None if routing is None else read_routing(routing),
-        next_steps=tuple(document.get("next_steps", ())),
+        next_steps=tuple(NextStep(**step) for step in document["next_steps"]),
     )
 
 
@@ -212,11 +214,11 @@ def _read_verdict(document: Mapping[str, Any]) -> Verdict:
         **{
             **document,
             "outcome": Outcome(document["outcome"]),
-            "certain": _pair(document.get("certain")),
-            "interval": _pair(document.get("interval")),
+            "certain": _pair(document["certain"]),
+            "interval": _pair(document["interval"]),
             "notes": tuple(document["notes"]),
-            "values": _known(document.get("values", ())),
-            "stored": tuple(map(_known, document.get("stored", ()))),
+            "values": _known(document["values"]),
+            "stored": tuple(map(_known, document["stored"])),
         }
     )
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.metrics import METRICS, Metric, completed, quantity
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +15,10 @@ if TYPE_CHECKING:
     from pytest_moeperf.records import ClientRecord, Finding, RepeatRecord
     from pytest_moeperf.workload import Workload
 
-__all__ = ["Played", "document", "table"]
+__all__ = ["Played", "document", "row", "table"]
 
 STATISTICS = ("mean", "p50", "p90", "p99")
 LABEL_WIDTH, UNIT_WIDTH, FIGURE_WIDTH = 20, 10, 9
-NS_PER_S = 1e9
 TIMES = {
     "kernel": "receive time stamps of the kernel",
     "mixed": "receive time stamps of the kernel, some by the clock when data was read",
@@ -81,7 +81,7 @@ def table(played: Played) -> str:
             f"{done} of {total} requests completed in {played.duration_s:.1f} s",
             *(f"  {count} failed: {reason}" for reason, count in errors.items()),
             "",
-            _row("", "", STATISTICS),
+            row("", "", STATISTICS),
             *_rows(played.values),
             *([] if client is None else ["", _client_line(client)]),
             *(f"INVALID: {found.message}; {found.advice}" for found in played.findings),
@@ -92,7 +92,7 @@ def table(played: Played) -> str:
 def _rows(values: Mapping[str, float | None]) -> Iterator[str]:
     for metric in METRICS.values():
         if any(values.get(key) is not None for key in metric.keys):
-            yield _row(metric.label, metric.unit, _cells(metric, values))
+            yield row(metric.label, metric.unit, _cells(metric, values))
 
 
 def _cells(metric: Metric, values: Mapping[str, float | None]) -> list[str]:
@@ -104,9 +104,10 @@ def _cells(metric: Metric, values: Mapping[str, float | None]) -> list[str]:
     ]
 
 
-def _row(label: str, unit: str, cells: Sequence[str]) -> str:
+def row(label: str, unit: str, cells: Sequence[str], *, label_width: int = LABEL_WIDTH) -> str:
+    """A line of a table of metrics, the figures right-aligned."""
     figures = "".join(f"{cell:>{FIGURE_WIDTH}}" for cell in cells)
-    return f"{label:<{LABEL_WIDTH}}{unit:<{UNIT_WIDTH}}{figures}".rstrip()
+    return f"{label:<{label_width}}{unit:<{UNIT_WIDTH}}{figures}".rstrip()
 
 
 def _client_line(client: ClientRecord) -> str:

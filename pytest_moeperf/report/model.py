@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.records import Outcome
 from pytest_moeperf.timeline import TimeSpent
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_moeperf.records import CellResult, EngineInstall
 
-__all__ = ["BY_URGENCY", "UNMEASURED", "SessionReport", "time_line"]
-
-UNMEASURED = "failed without a result: "
-"""How the note of a test begins that should have measured and has no cell."""
+__all__ = ["BY_URGENCY", "SessionReport", "time_line"]
 
 BY_URGENCY = (
     Outcome.REGRESSED,
@@ -51,11 +49,15 @@ class SessionReport:
     """Facts about the machine in words, such as CPU model, memory and kernel."""
     cells: tuple[CellResult, ...] = ()
     """In the order of measurement."""
+    unmeasured: tuple[str, ...] = ()
+    """Tests that should have judged and failed before any verdict, each with the reason."""
     notes: tuple[str, ...] = ()
     """What else a reader of the run must know."""
     options: tuple[str, ...] | None = None
     """Those that decided what was measured and how it was judged, word by word as typed; None
     where a stored run does not tell."""
+    release: bool = False
+    """Judged before a release: an open question has failed its test."""
     spent: TimeSpent | None = field(default_factory=TimeSpent)
     """None where it is not known yet."""
     processes: int = 1
@@ -78,6 +80,12 @@ class SessionReport:
         return {**told, "other": max(0.0, rest)}
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be told beside the verdicts, a line each."""
+        lost = (f"failed without a verdict: {each}" for each in self.unmeasured)
+        return (*lost, *self.notes)
+
+    @property
     def outcomes(self) -> Mapping[Outcome, int]:
         """How many verdicts said what, most urgent first, without zeros."""
         counts = Counter(verdict.outcome for cell in self.cells for verdict in cell.verdicts)
@@ -98,16 +106,11 @@ def time_line(report: SessionReport) -> str:
     if spent is None:
         return f"time: {report.duration_s:.0f} s until this was written"
     total_s = sum(report.phases.values())
-    servers = f"{spent.starts} {_plural('server', spent.starts)}"
-    specs = f"{spent.specs} {_plural('spec', spent.specs)}"
+    started = f"{counted(spent.starts, 'server')}, {counted(spent.specs, 'spec')}"
     shares = ", ".join(
         f"{100 * seconds / total_s if total_s else 0:.0f} % {name}"
-        + (f" ({servers}, {specs})" if name == "starting" else "")
+        + (f" ({started})" if name == "starting" else "")
         for name, seconds in report.phases.items()
     )
     of = f" of {report.processes} processes" if report.processes > 1 else ""
     return f"time{of}: {total_s:.0f} s = {shares}"
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"

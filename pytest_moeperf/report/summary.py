@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.metrics import quantity
+from pytest_moeperf.outcomes import GOOD
+from pytest_moeperf.report.headline import headline, urgent
 from pytest_moeperf.report.markup import code, escaped, table_line
-from pytest_moeperf.report.model import BY_URGENCY, time_line
-from pytest_moeperf.report.verdict import (
-    GOOD,
-    bounds,
-    evidence,
-    interval,
-    measured,
-    percent,
-    starts,
-)
+from pytest_moeperf.report.model import time_line
+from pytest_moeperf.report.verdict import bounds, evidence, interval, measured, starts
+from pytest_moeperf.wording import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_moeperf.records import CellResult, Verdict
+    from pytest_moeperf.records import CellResult, NextStep, Verdict
     from pytest_moeperf.report.model import SessionReport
 
 __all__ = ["markdown"]
@@ -30,16 +24,16 @@ _COLUMNS = (
     *("Cell", "Engine", "Metric", "Verdict", "Measured", "Expected", "Allowed"),
     *("Change (95 % interval)", "Starts"),
 )
-_MINUTE_S = 60
 
 
 def markdown(report: SessionReport) -> str:
-    """What needs attention first, then one table a suite, then notes and the machine."""
+    """The headline, what needs attention, then one table a suite, then notes and the machine."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in report.outcomes.items())
     engines = ", ".join(engine.label for engine in report.engines)
+    facts = (escaped(counts), code(report.hardware), escaped(engines), duration(report.duration_s))
     blocks = [
-        f"## moeperf: {counts or 'nothing judged'}",
-        f"{code(report.hardware)} · {escaped(engines)} · {_duration(report.duration_s)}",
+        f"## moeperf: {escaped(headline(report).text)}",
+        " · ".join(filter(None, facts)),
         *_attention(report),
         *(block for suite, cells in report.suites.items() for block in _suite(suite, cells)),
         time_line(report),
@@ -50,16 +44,16 @@ def markdown(report: SessionReport) -> str:
 
 
 def _attention(report: SessionReport) -> Iterator[str]:
-    urgent = [
-        (cell, verdict)
-        for cell in report.cells
-        for verdict in cell.verdicts
-        if verdict.outcome not in GOOD
-    ]
-    urgent.sort(key=lambda pair: BY_URGENCY.index(pair[1].outcome))
-    if urgent:
+    """Each cell once, with all its verdicts that are not good and what to type next."""
+    found = [*urgent(report, "failed"), *urgent(report, "open")]
+    if found:
         yield "### Needs attention"
-        yield "\n".join(line for cell, verdict in urgent for line in _finding(cell, verdict))
+        lines: list[str] = []
+        for cell in {id(cell): cell for cell, _ in found}.values():
+            for of, verdict in found:
+                lines.extend(_finding(cell, verdict) if of is cell else ())
+            lines.extend(map(_step, cell.next_steps))
+        yield "\n".join(lines)
 
 
 def _finding(cell: CellResult, verdict: Verdict) -> Iterator[str]:
@@ -70,7 +64,10 @@ def _finding(cell: CellResult, verdict: Verdict) -> Iterator[str]:
     if shown := evidence(verdict, cell.against):
         yield f"  - {escaped(shown)}"
     yield from (f"  - {escaped(note)}" for note in verdict.notes)
-    yield f"  - again: {code('pytest ' + shlex.quote(cell.test))}"
+
+
+def _step(step: NextStep) -> str:
+    return f"  - next: {code(step.command)}{f' ({escaped(step.purpose)})' if step.purpose else ''}"
 
 
 def _suite(suite: str, cells: Sequence[CellResult]) -> Iterator[str]:
@@ -92,25 +89,18 @@ def _rows(cell: CellResult) -> Iterator[tuple[str, ...]]:
             escaped(measured(verdict)),
             quantity(verdict.expected),
             bounds(verdict),
-            interval(verdict) if verdict.interval else percent(verdict.change),
+            interval(verdict),
             starts(verdict),
         )
 
 
 def _notes(report: SessionReport) -> Iterator[str]:
-    if report.notes:
+    if report.remarks:
         yield "### Notes"
-        yield "\n".join(f"- {escaped(note)}" for note in report.notes)
+        yield "\n".join(f"- {escaped(remark)}" for remark in report.remarks)
 
 
 def _machine(report: SessionReport) -> Iterator[str]:
     if report.machine:
         facts = "\n".join(f"- {escaped(name)}: {escaped(v)}" for name, v in report.machine.items())
         yield f"<details><summary>Machine</summary>\n\n{facts}\n\n</details>"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < _MINUTE_S:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), _MINUTE_S)
-    return f"{minutes} min {rest} s"

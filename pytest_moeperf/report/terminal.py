@@ -14,7 +14,7 @@ from rich.text import Text
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.records import Outcome
 from pytest_moeperf.report.model import time_line
-from pytest_moeperf.report.verdict import bounds, evidence, measured, percent
+from pytest_moeperf.report.verdict import bounds, evidence, measured, signed_percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -158,7 +158,7 @@ def _row(verdict: Verdict) -> Row:
         verdict.metric,
         measured(verdict),
         quantity(verdict.expected),
-        percent(verdict.change),
+        signed_percent(verdict.change),
         bounds(verdict),
         str(verdict.outcome),
     )

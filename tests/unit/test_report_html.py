@@ -13,6 +13,7 @@ from pytest_moeperf.metrics import KEYS
 from pytest_moeperf.records import (
     CellResult,
     Finding,
+    NextStep,
     Outcome,
     RoutingRecord,
     Sample,
@@ -99,7 +100,7 @@ def test_the_page_is_the_documented_form(session_report, golden):
 
 
 def test_the_page_of_a_stored_run_is_that_of_the_session(session_report):
-    stored = from_json(to_json(session_report), source="run.json", schema=schema("run-1"))
+    stored = from_json(to_json(session_report), source="run.json", schema=schema("run-2"))
     page = to_html(stored)
     # The file has no password, and a second of a duration less.
     assert page == to_html(session_report)
@@ -165,7 +166,7 @@ def hostile_report(report):
                 against=HOSTILE,
                 start=start,
                 warmup_reason=HOSTILE,
-                next_steps=(f"{HOSTILE}   ({HOSTILE})",),
+                next_steps=(NextStep(HOSTILE, HOSTILE),),
                 discarded=tuple(replace(each, findings=(finding,)) for each in cell.discarded),
                 fingerprint=cell.fingerprint
                 and replace(cell.fingerprint, model=HOSTILE, gpus=(HOSTILE,)),
@@ -188,6 +189,7 @@ def hostile_report(report):
         started_at=HOSTILE,
         hardware=HOSTILE,
         machine={HOSTILE: HOSTILE, "hardware": HOSTILE},
+        unmeasured=(HOSTILE,),
         notes=(HOSTILE,),
         options=(HOSTILE,),
         engines=tuple(
@@ -246,7 +248,7 @@ def test_a_failure_has_all_that_a_reader_needs(session_report):
         "2e-07 (limit 0.0005)",
         "What differs the server may run on 1 core today; it was 2 cores",
         "1 of 8 requests failed: HTTP 500: read the server's log",
-        "Next pytest 'suites/serving/test_single_stream.py' measure again",
+        "Next pytest 'suites/serving/test_single_stream.py' --gpu cpu measure again",
     ):
         assert fact in card
 
@@ -254,13 +256,28 @@ def test_a_failure_has_all_that_a_reader_needs(session_report):
 def test_before_a_release_an_open_question_is_a_failure(session_report):
     verdict = Verdict(metric="tpot_ms.p50", outcome=Outcome.INCONCLUSIVE, reason="too much noise")
     cell = replace(session_report.cells[0], verdicts=(verdict,))
-    nightly = replace(session_report, cells=(cell,), options=())
-    assert '<h2 id="open">' in to_html(nightly)
-    assert '<h2 id="failed">' in to_html(replace(nightly, options=("--release",)))
+    nightly = replace(session_report, cells=(cell,), unmeasured=())
+    for report, mood, sign in (
+        (nightly, "open", "?"),
+        (replace(nightly, release=True), "failed", "✕"),
+    ):
+        page = to_html(report)
+        assert f'<h2 id="{mood}">' in page
+        assert f'<header class="{mood}">' in page
+        # The count at the top and the cell's own say the same.
+        badges = set(re.findall(r'<span class="badge (\w+)"><span aria-hidden="true">(.)', page))
+        assert badges == {(mood, sign)}
+
+
+def test_a_test_without_a_verdict_is_named(session_report):
+    words = Page(to_html(session_report)).words
+    assert "✕ 1 test failed without a verdict; " in words
+    assert "failed without a verdict: suites/moe/test_late.py::test_late: AssertionError" in words
 
 
 def test_a_run_without_cells_says_so(session_report):
-    words = Page(to_html(replace(session_report, cells=(), notes=(), machine={}))).words
+    empty = replace(session_report, cells=(), unmeasured=(), notes=(), machine={})
+    words = Page(to_html(empty)).words
     assert "Nothing was judged" in words
     assert "All cells" not in words
 
@@ -290,7 +307,7 @@ def test_a_usual_run_stays_small(session_report):
     passed = replace(
         first,
         start=replace(first.start, repeats=repeats),
-        bought=(),
+        further=(),
         old=(),
         new=(),
         discarded=(),

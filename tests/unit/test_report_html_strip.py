@@ -23,7 +23,7 @@ JUDGED = Verdict(
 def cell(session_report, make_start):
     """One start of 31.4 and 31.5 ms, and no more."""
     return replace(
-        session_report.cells[0], start=make_start(tpot=(40.0, 50.0)), bought=(), old=(), new=()
+        session_report.cells[0], start=make_start(tpot=(40.0, 50.0)), further=(), old=(), new=()
     )
 
 

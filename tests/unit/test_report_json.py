@@ -13,7 +13,6 @@ from pytest_moeperf.record_form import read_routing
 from pytest_moeperf.records import EngineInstall
 from pytest_moeperf.report.json import from_json, to_json
 from pytest_moeperf.store import schema
-from pytest_moeperf.timeline import TimeSpent
 
 
 def test_the_text_is_the_documented_form(session_report, golden):
@@ -21,12 +20,12 @@ def test_the_text_is_the_documented_form(session_report, golden):
 
 
 def test_the_schema_allows_it(session_report):
-    Draft202012Validator(schema("run-1")).validate(json.loads(to_json(session_report)))
+    Draft202012Validator(schema("run-2")).validate(json.loads(to_json(session_report)))
 
 
 def test_a_run_without_cells_is_valid(session_report):
     empty = dataclasses.replace(session_report, cells=(), engines=(), machine={}, notes=())
-    Draft202012Validator(schema("run-1")).validate(json.loads(to_json(empty)))
+    Draft202012Validator(schema("run-2")).validate(json.loads(to_json(empty)))
 
 
 def test_no_secret_is_written(session_report):
@@ -51,30 +50,31 @@ def test_the_interpreter_of_an_engine_is_named(session_report):
 def test_a_run_reads_back_as_it_was_written(session_report):
     # Of figures that rounding leaves as they are: what is left of the time is worked out again.
     text = to_json(dataclasses.replace(session_report, duration_s=245.3))
-    assert to_json(from_json(text, source="run.json", schema=schema("run-1"))) == text
+    assert to_json(from_json(text, source="run.json", schema=schema("run-2"))) == text
 
 
-def test_a_run_of_an_earlier_version_lacks_what_came_later(session_report):
-    document = json.loads(to_json(session_report))
-    del document["time"], document["options"]
-    later = {"against", "bought", "new", "next_steps", "old", "routing", "warmup_reason"}
-    for cell in document["cells"]:
-        for name in later:
-            del cell[name]
-        for verdict in cell["verdicts"]:
-            for name in ("effect", "interval", "p", "paired", "stored", "values"):
-                del verdict[name]
-    read = from_json(json.dumps(document), source="run.json", schema=schema("run-1"))
-    assert read.outcomes == session_report.outcomes
-    assert read.cells[0].verdicts[0].interval is None
-    assert (read.options, read.spent) == (None, TimeSpent())
+def test_what_only_some_runs_have_reads_back(session_report):
+    report = dataclasses.replace(
+        session_report, release=True, finished=False, options=None, spent=None
+    )
+    read = from_json(to_json(report), source="run.json", schema=schema("run-2"))
+    assert (read.release, read.finished, read.options, read.spent) == (True, False, None, None)
+    assert read.unmeasured == session_report.unmeasured
+    assert read.cells[0].next_steps == session_report.cells[0].next_steps
+
+
+def test_a_run_of_another_format_is_refused(session_report):
+    document = {**json.loads(to_json(session_report)), "schema": 1}
+    del document["release"]
+    with pytest.raises(BaselineError, match=r"^run\.json: \$\.schema: 1 must be 2$"):
+        from_json(json.dumps(document), source="run.json", schema=schema("run-2"))
 
 
 def test_columns_of_different_lengths_are_an_error_that_names_the_file(session_report):
     document = json.loads(to_json(session_report))
     document["cells"][0]["discarded"]["seeds"].append(8)
     with pytest.raises(BaselineError, match=r"^run\.json: lists that belong together differ: "):
-        from_json(json.dumps(document), source="run.json", schema=schema("run-1"))
+        from_json(json.dumps(document), source="run.json", schema=schema("run-2"))
 
 
 def test_what_is_not_a_number_is_missing(session_report):
@@ -93,7 +93,7 @@ def test_routing_reads_back_as_it_was(session_report):
     for each in (routing, prefill_alone):
         cell = dataclasses.replace(session_report.cells[-1], routing=each)
         document = json.loads(to_json(dataclasses.replace(session_report, cells=(cell,))))
-        Draft202012Validator(schema("run-1")).validate(document)
+        Draft202012Validator(schema("run-2")).validate(document)
         assert read_routing(document["cells"][0]["routing"]) == each
 
 

@@ -31,6 +31,10 @@ def test_a_loss_beyond_all_measure_is_told_as_such():
     assert interval(endless) == "– (+100.0 … +inf)"
 
 
+def test_without_an_interval_the_change_stands_alone():
+    assert interval(replace(SLOWER, interval=None)) == "+5.0 %"
+
+
 def test_nothing_to_compare_with_is_a_dash():
     assert interval(Verdict(metric="m", outcome=Outcome.NO_BASELINE)) == "–"
 
