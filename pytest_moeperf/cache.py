@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.errors import StorageError
+from pytest_moeperf.files import lock_if_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def exclusive(path: Path, *, on_wait: Callable[[float], None] | None = None) -> 
     """
     with _opened(path) as descriptor:
         started = time.monotonic()
-        while not _locks(descriptor):
+        while not lock_if_free(descriptor):
             if on_wait is not None:
                 on_wait(time.monotonic() - started)
             time.sleep(_POLL_S)
@@ -51,7 +51,7 @@ def exclusive(path: Path, *, on_wait: Callable[[float], None] | None = None) -> 
 def exclusive_if_free(path: Path) -> Iterator[bool]:
     """Hold the lock file `path` if nobody else does, and yield whether."""
     with _opened(path) as descriptor:
-        yield _locks(descriptor)
+        yield lock_if_free(descriptor)
 
 
 @contextmanager
@@ -66,11 +66,3 @@ def _opened(path: Path) -> Iterator[int]:
     finally:
         # Closing frees the lock only when no child holds it; LOCK_UN would free it under them.
         os.close(descriptor)
-
-
-def _locks(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -101,7 +101,7 @@ def replay(
     bought = 0
     p_limits = [night.limit(share) for share in night.take(len(gates))]
     while need is not None:
-        bought += _buy(need, supply, samples, looks=gates[0].policy.looks)
+        bought += _buy(need, supply, samples, checkpoints=gates[0].policy.checkpoints)
         wanted = set()
         for index, gate in enumerate(gates):
             if index not in settled:
@@ -121,14 +121,16 @@ def replay(
     return Replayed(tuple(settled[index] for index in range(len(gates))), bought)
 
 
-def _buy(need: Need, supply: Supply, samples: Sequence[_Samples], *, looks: Sequence[int]) -> int:
+def _buy(
+    need: Need, supply: Supply, samples: Sequence[_Samples], *, checkpoints: Sequence[int]
+) -> int:
     if need is Need.START:
         for sample, repeats in zip(samples, supply.start(), strict=True):
             sample.today.append(repeats)
         return 1
-    # Between two looks nothing is decided.
+    # Between two checkpoints nothing is decided.
     have = len(samples[0].new)
-    pairs = min((look - have for look in looks if look > have), default=1)
+    pairs = min((each - have for each in checkpoints if each > have), default=1)
     for _ in range(pairs):
         old, new = supply.pair()
         for sample, before, after in zip(samples, old, new, strict=True):

@@ -253,20 +253,20 @@ def prepare(tests: pytest.Session, session: MoeperfSession) -> None:
     from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - only for suites
 
     try:
-        session.run.hardware  # noqa: B018 - resolves
+        session.run.resolver.hardware  # noqa: B018 - resolves
         ensure_writable(session.options.out_dir)
         if session.options.baseline == "record":
             ensure_writable(session.options.baseline_dir)
         with session.progress.during(None):
-            engines = [session.run.engine(text) for text in session.options.engines]
-            old = [session.run.engine(text) for text in (session.options.against,) if text]
+            engines = [session.run.resolver.engine(text) for text in session.options.engines]
+            old = [session.run.resolver.engine(text) for text in (session.options.against,) if text]
     except MoeperfError as error:
         raise pytest.UsageError(str(error)) from None
     reporter = tests.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and tests.config.option.verbose >= 0:
         labels = ", ".join(engine.label for engine in engines)
         labels += "".join(f" against {engine.label}" for engine in old)
-        here = f"{session.run.hardware.name} ({session.run.hardware.label})"
+        here = f"{session.run.resolver.hardware.name} ({session.run.resolver.hardware.label})"
         reporter.write_line(f"moeperf: {here}, {labels}")
 
 
@@ -321,10 +321,10 @@ def _short_of_gpus(item: pytest.Item, session: MoeperfSession) -> str:
 
 
 def _gpus_of(server: NamedServer) -> int:
-    from pytest_moeperf.engines import engine_driver  # noqa: PLC0415 - only for suites
+    from pytest_moeperf.engines import engine_named  # noqa: PLC0415 - only for suites
     from pytest_moeperf.enginespec import parse_engine  # noqa: PLC0415 - only for suites
 
-    return engine_driver(parse_engine(server.engine).engine).gpus_needed(server.spec)
+    return engine_named(parse_engine(server.engine).engine).gpus_needed(server.spec)
 
 
 def _lacking(server: NamedServer, session: MoeperfSession) -> str:
@@ -333,7 +333,7 @@ def _lacking(server: NamedServer, session: MoeperfSession) -> str:
     if is_attached(server.engine) or not hardware.gpus:
         return ""
     try:
-        architecture = session.run.model(server.spec).architecture
+        architecture = session.run.resolver.model(server.spec).architecture
     except MoeperfError:
         return ""  # The test itself fails with it.
     return lacking(server.spec, architecture, hardware, gpus=_gpus_of(server))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_moeperf.balance import RoutingCounts
 from pytest_moeperf.balance.record import record_of
 from pytest_moeperf.datasets import load_data
-from pytest_moeperf.engines import engine_driver
+from pytest_moeperf.engines import engine_named
 from pytest_moeperf.errors import ServerHungError, UncountableError, UsageError
 from pytest_moeperf.expertcount import count_experts
 from pytest_moeperf.identity import cell_name, workload_identity
@@ -66,7 +66,7 @@ class Counter:
         Raises UsageError for a model without experts, UncountableError for an engine that tells
         nothing of its own.
         """
-        model = self._run.model(spec)
+        model = self._run.resolver.model(spec)
         if not model.architecture.experts:
             raise UsageError(f"{model.name} has no experts to count: name a mixture of experts")
         spec, route = counting(spec), self._route(spec, model)
@@ -99,10 +99,10 @@ class Counter:
         if spec.engine is None:
             raise ValueError(f"{spec.label}: no engine to count with")
         try:
-            return engine_driver(spec.engine.engine).counting_route(
+            return engine_named(spec.engine.engine).counting_route(
                 counting(spec),
                 version=spec.engine.version,
-                on_gpu=bool(self._run.hardware.gpus),
+                on_gpu=bool(self._run.resolver.hardware.gpus),
                 model_type=model.architecture.model_type,
             )
         except UsageError as error:

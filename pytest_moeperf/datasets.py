@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import StorageError, UsageError
+from pytest_moeperf.units import NS_PER_S
 from pytest_moeperf.workload import ShareGPT, TraceEntry, TraceReplay
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class _Dialect:
 
 
 def _from_s(value: object, name: str) -> int:
-    return round(_number(value, name) * 1e9)
+    return round(_number(value, name) * NS_PER_S)
 
 
 def _from_ms(value: object, name: str) -> int:

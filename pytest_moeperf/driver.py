@@ -14,7 +14,9 @@ from pytest_moeperf.errors import LoadError, ServerHungError, UsageError
 from pytest_moeperf.loadgen.crew import Crew
 from pytest_moeperf.loadgen.job import Job, RequestFile
 from pytest_moeperf.probe import usable_cores
+from pytest_moeperf.process import notice_death
 from pytest_moeperf.records import RepeatRecord
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["play", "workers_for"]
 
-NS_PER_S = 10**9
 WATCH_INTERVAL_S = 0.5
 PROGRESS_S = 0.25
 START_AHEAD_NS = 5_000_000
@@ -37,10 +38,6 @@ NOTICE_S = 2.0
 MAX_CONNECTIONS_AHEAD = 4096
 CONNECTIONS_AHEAD_NS = NS_PER_S
 """Requests of an open loop that are due within this time have their connections at the start."""
-DEATH_NOTICE_S = 2.0
-"""How long a server whose last request failed is watched for its own end: the connection breaks
-before the process is gone."""
-DEATH_POLL_S = 0.05
 STREAMS_OF_A_WORKER = 512
 TOKENS_OF_A_WORKER = 50_000
 """One worker measures so many chunks a second (docs/accuracy.md): 100 on each of 512 streams."""
@@ -228,7 +225,4 @@ class _Watch:
         last = max(records, key=lambda record: record.ended_ns, default=None)
         if self.alive is None or last is None or last.error is None:
             return
-        deadline = time.monotonic() + DEATH_NOTICE_S
-        while time.monotonic() < deadline:
-            time.sleep(DEATH_POLL_S)
-            self.check_alive()
+        notice_death(self.alive)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_moeperf.completions import error_message
 from pytest_moeperf.endpoint import Endpoint, LongQuestions
 from pytest_moeperf.errors import LoadError, RoutingError, ServerHungError, UsageError
+from pytest_moeperf.process import notice_death
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -28,8 +29,6 @@ MOST_AT_ONCE = 8
 LOOK_S = 0.5
 ANSWER_S = 10.0
 """Patience with a question that takes no time, such as for counters."""
-DEATH_NOTICE_S = 2.0
-"""A connection breaks before the process that it was made to is gone."""
 PROGRESS_COUNTERS = ("generation_tokens", "prompt_tokens")
 
 Ended = TypeVar("Ended")
@@ -89,7 +88,8 @@ def count_experts(
                 if on_progress is not None:
                     on_progress(len(found), len(requests))
     except OSError as error:
-        watch.notice_death()
+        if server.process is not None:
+            notice_death(server.check_alive)
         raise LoadError(f"{server.spec.label}: {server.url} broke off: {error}") from error
     finally:
         counter.abort()
@@ -193,13 +193,6 @@ class _Watch:
                         elapsed_s=silent_s,
                     )
                 )
-
-    def notice_death(self) -> None:
-        """Wait for the server's end to show, to tell it as such; raises `ServerDiedError`."""
-        deadline = time.monotonic() + DEATH_NOTICE_S
-        while self._server.process is not None and time.monotonic() < deadline:
-            self._server.check_alive()
-            time.sleep(0.05)
 
     def _look_at_counters(self) -> None:
         """An answer comes whole: only the server's own counters tell that it is being made."""

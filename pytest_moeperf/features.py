@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_moeperf.engines import engine_driver
+from pytest_moeperf.engines import engine_named
 from pytest_moeperf.errors import ServerStartError
 
 __all__ = ["Features", "features"]
@@ -47,7 +47,7 @@ def features(python: Path, engine_name: str) -> Features:
     Raises:
         ServerStartError: The interpreter gives no answer.
     """
-    engine = engine_driver(engine_name)
+    engine = engine_named(engine_name)
     answer = _ask(python, engine.package)
     sources = {}
     for folder in answer["folders"]:

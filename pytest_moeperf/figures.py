@@ -14,6 +14,7 @@ import numpy as np
 
 from pytest_moeperf.metrics import METRICS, completed
 from pytest_moeperf.stats import PERCENTILE_FLOOR, percentile
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["PLATEAU_SHARE", "Window", "compute", "silence_ms", "steady_window"]
 
 _NS_PER_MS = 1e6
-_NS_PER_S = 1e9
 
 PLATEAU_SHARE = 0.9
 """From this share of the median concurrency on, a run counts as steady."""
@@ -180,7 +180,7 @@ class _Run:
             return None
         first_ns = min(request.start_ns for request in self.done)
         last_ns = max(request.chunk_ns[-1] for request in self.done)
-        return (last_ns - first_ns) / _NS_PER_S
+        return (last_ns - first_ns) / NS_PER_S
 
     def per_second(self, amount: float | None) -> float | None:
         duration_s = self.duration_s
@@ -288,7 +288,7 @@ def _steady_output_throughput(run: _Run) -> float | None:
         at = _integers(request.chunk_ns)
         inside = (at > window.start_ns) & (at <= window.end_ns)
         tokens += int(_integers(request.chunk_tokens)[inside].sum())
-    return tokens / (window.end_ns - window.start_ns) * _NS_PER_S
+    return tokens / (window.end_ns - window.start_ns) * NS_PER_S
 
 
 def _steady_concurrency(run: _Run) -> float | None:

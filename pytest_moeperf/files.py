@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "append_text",
     "ensure_writable",
+    "lock_if_free",
     "locked",
     "reason_of",
     "write_all",
@@ -60,6 +61,15 @@ def _lock(descriptor: int) -> bool:
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
+        return False
+    return True
+
+
+def lock_if_free(descriptor: int) -> bool:
+    """Lock an open file; False, at once, where somebody else holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     return True
 

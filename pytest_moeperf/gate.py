@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_moeperf import compat, judge
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLD",
     "ENGINE_CACHES",
+    "Reference",
     "best_look",
     "doubtful",
     "judge_metric",
@@ -44,41 +45,49 @@ ENGINE_CACHES, COLD = "engine_caches", "cold"
 """Environment entry: whether the engine found what it had compiled at an earlier start."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What a cell is held against."""
+
+    stored: Baseline | None
+    priors: Mapping[str, Prior] = field(default_factory=dict)
+    """By metric: the noise that other cells of this hardware and engine have; else the policy's."""
+    date: str = ""
+    """Today, by which baselines and known regressions expire: `2026-11-22`; empty: none does."""
+
+
 def judge_metric(
     cell: CellResult,
     key: str,
+    reference: Reference,
     *,
-    stored: Baseline | None,
     hardware: str,
     p_limit: float,
-    prior: Prior | None = None,
+    policy: Policy | None = None,
     can_pair: bool = False,
     last: bool = False,
-    date: str = "",
-    policy: Policy | None = None,
 ) -> Assessment:
     """Judge a metric of a valid cell by its starts, those of its baseline and those of an A/B.
 
-    `policy` is by default that of every night. `prior` is what other cells tell of the noise, by
-    default the policy's table. `last` says that there will be no further start. `date` is today's,
-    `2026-11-22`; without it nothing expires. A baseline that does not count, for its age or for
-    what it was measured on, leaves the A/B alone to judge by, where there is one.
+    `policy` is by default that of every night. `last` says that there will be no further start. A
+    baseline that does not count, for its age or for what it was measured on, leaves the A/B alone
+    to judge by, where there is one.
     """
     policy = policy or policy_for(hardware, key)
-    refused = _refusal(cell, key, stored, date)
-    usable = None if refused else stored
+    refused = _refusal(cell, key, reference)
+    usable = None if refused else reference.stored
     evidence = replace(_evidence(cell, key, usable), can_pair=can_pair, last=last)
     assessment = judge.assess(
         evidence,
         policy,
-        prior=prior or judge.default_prior(policy),
+        prior=reference.priors.get(key) or judge.default_prior(policy),
         p_limit=p_limit,
     )
     if refused and not assessment.verdict.paired:
         return replace(assessment, verdict=refused)
     verdict = _in_its_surroundings(cell, assessment.verdict, usable, hardware, policy.tolerance)
     if usable is not None:
-        verdict = _expected(verdict, usable.known_regression(key, date))
+        verdict = _expected(verdict, usable.known_regression(key, reference.date))
     stored_repeats = tuple(start.repeats for start in evidence.stored if start.repeats)
     return replace(assessment, verdict=replace(verdict, stored=stored_repeats))
 
@@ -106,16 +115,16 @@ def _other_gpu(ours: Sequence[StartRecord], theirs: Sequence[StartRecord]) -> bo
     return bool(stored) and not today <= stored
 
 
-def _refusal(cell: CellResult, key: str, stored: Baseline | None, date: str) -> Verdict | None:
+def _refusal(cell: CellResult, key: str, reference: Reference) -> Verdict | None:
     """Why the baseline cannot be used, if it is there."""
-    values = cell.values(key)
+    values, stored = cell.values(key), reference.stored
     if started_cold(cell, key):
         return judge.cold_start(key, values)
     if stored is None or cell.fingerprint is None:
         return None
     if differing := compat.differences(cell.fingerprint, stored.fingerprint):
         return judge.incomparable(key, values, differing)
-    if date and stored.expired(date):
+    if reference.date and stored.expired(reference.date):
         why = f"the stored one expired on {stored.expires}; run `moeperf baseline refresh`"
         return judge.no_baseline(key, values, why=why)
     return None

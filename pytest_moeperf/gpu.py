@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_moeperf import probe
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.hardware import CPU, Gpu, Hardware, HardwareClass, Link, group_by_class
+from pytest_moeperf.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,13 +22,12 @@ __all__ = [
     "ask",
     "detect_gpus",
     "detect_links",
-    "driver",
     "hardware_classes",
     "memory",
+    "open_nvml",
     "resolve_hardware",
 ]
 
-GIB = 2**30
 AUTO = "auto"
 MIG_PREFIX = "MIG-"
 COMMON_ANCESTORS = {10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
@@ -47,7 +47,7 @@ def _is_json(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def driver() -> Iterator[Any]:
+def open_nvml() -> Iterator[Any]:
     """Open NVML and yield the module; None without a working NVIDIA driver."""
     import pynvml  # noqa: PLC0415 - only to ask it; tests put a recorded one in its place
 
@@ -85,7 +85,7 @@ def detect_gpus() -> tuple[Gpu, ...]:
     Raises:
         UsageError: `CUDA_VISIBLE_DEVICES` names a slice of a GPU.
     """
-    with driver() as nvml:
+    with open_nvml() as nvml:
         if nvml is None:
             return ()
         found = [_describe(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
@@ -121,7 +121,7 @@ def visible_gpus(gpus: Sequence[Gpu], selection: str | None) -> tuple[Gpu, ...]:
 
 def detect_links(gpus: Sequence[Gpu]) -> tuple[Link, ...]:
     """How every pair of `gpus` is connected, as far as the driver tells."""
-    with driver() as nvml:
+    with open_nvml() as nvml:
         if nvml is None:
             return ()
         pairs = itertools.combinations(gpus, 2)

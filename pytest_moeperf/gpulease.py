@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.errors import StorageError
+from pytest_moeperf.files import lock_if_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ class GpuLease:
             for uuid in wanted:
                 descriptor = _opened(place / f"{uuid}.lock")
                 undo.callback(os.close, descriptor)
-                if not _locks(descriptor):
+                if not lock_if_free(descriptor):
                     return None
                 descriptors.append(descriptor)
             for descriptor in descriptors:
@@ -108,11 +108,3 @@ def _note(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
-
-
-def _locks(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

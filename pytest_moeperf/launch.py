@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf import probe
 from pytest_moeperf.endpoint import Endpoint
-from pytest_moeperf.engines import EngineFacts, Launch, engine_driver
+from pytest_moeperf.engines import EngineFacts, Launch, engine_named
 from pytest_moeperf.errors import ServerStartError, StorageError, UsageError
 from pytest_moeperf.features import features
 from pytest_moeperf.gate import COLD, ENGINE_CACHES
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from pytest_moeperf.models import ModelDirectory
     from pytest_moeperf.records import ServerSpec
 
-__all__ = ["PROBE_PATH", "start_server"]
+__all__ = ["ENGINE_PROBE_PATH", "start_server"]
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
-PROBE_PATH = Path(__file__).with_name("engine_probe")
+ENGINE_PROBE_PATH = Path(__file__).with_name("engine_probe")
 """Holds `moeperf_probe`; goes on the module path of an engine's interpreter."""
 LOG_NAMES = itertools.count(1)
 
-Progress = Callable[[str, float], None]
-"""Gets what is being done, in plain words, and the seconds since the start."""
+Progress = Callable[[str], None]
+"""Gets what is being done, in plain words."""
 
 
 def start_server(
@@ -79,7 +79,7 @@ def start_server(
     """
     if spec.engine is None or spec.engine.python is None:
         raise ValueError(f"{spec.label}: no interpreter to start it with")
-    engine = engine_driver(spec.engine.engine)
+    engine = engine_named(spec.engine.engine)
     found = features(spec.engine.python, engine.name)
     engine.check_flags(spec, found.flags, label=spec.engine.label)
     route = _counting_route(spec, engine, found, model, on_gpu=bool(gpus))
@@ -96,7 +96,7 @@ def start_server(
         core_ids=hardware.core_ids,
         gpu_ids=tuple(str(gpu.index) for gpu in gpus),
         counting=route,
-        probe_path=PROBE_PATH,
+        probe_path=ENGINE_PROBE_PATH,
     )
     env = engine.env(spec, launch, _inherited(on_gpu=bool(gpus)))
     command = [str(spec.engine.python), *engine.argv(spec, launch)]
@@ -172,7 +172,7 @@ class _Start:
             for line in self.log.lines(since=read):
                 phase = self.engine.phase(line) or phase
             read = until
-            self.on_progress(phase, elapsed_s)
+            self.on_progress(phase)
             time.sleep(POLL_S)
 
     def _is_ready(self) -> bool:
@@ -285,5 +285,5 @@ def _check_port(port: int) -> int:
     return port
 
 
-def _no_progress(_phase: str, _elapsed_s: float) -> None:
+def _no_progress(_phase: str) -> None:
     """Nobody watches."""

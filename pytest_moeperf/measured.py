@@ -62,19 +62,19 @@ class MeasuredCell:
         """Remember that a server that another cell took failed under the load of this one."""
         self.alone, self.failure = True, error if spec == self.spec else None
 
-    def confirm(self, played: CellMeasurement, result: CellResult) -> None:
-        """Take what a second look played."""
+    def take_second_look(self, played: CellMeasurement, result: CellResult) -> None:
+        """Take what was played to confirm a doubtful verdict."""
         self.measurement, self.confirmed = played, True
-        self.play_again(result)
+        self.replace_repeats(result)
 
-    def play_again(self, result: CellResult) -> None:
-        """Take other repeats in place of those of the same start; what was bought stays."""
+    def replace_repeats(self, result: CellResult) -> None:
+        """Take other repeats in place of those of the same start; further starts stay."""
         before, start = self.result, result.start
-        later = (*before.bought, *before.new)
+        later = (*before.further, *before.new)
         if start is None or all(each.start_id != start.start_id for each in later):
             self.result = replace(
                 result,
-                bought=before.bought,
+                further=before.further,
                 against=before.against,
                 old=before.old,
                 new=before.new,
@@ -82,8 +82,8 @@ class MeasuredCell:
         elif result.invalid:
             self.result = replace(before, invalid=True, discarded=result.discarded)
         else:
-            bought, new = (_with(start, starts) for starts in (before.bought, before.new))
-            self.result = replace(before, bought=bought, new=new)
+            further, new = (_with(start, starts) for starts in (before.further, before.new))
+            self.result = replace(before, further=further, new=new)
 
     def add_start(self, fresh: CellResult, *, shared: bool = False) -> None:
         """Take a further start of the engine under test; `shared`: one that another cell took."""
@@ -91,7 +91,7 @@ class MeasuredCell:
         if fresh.invalid or fresh.start is None:
             self._note_invalid(shared=shared)
         else:
-            before = replace(before, bought=(*before.bought, fresh.start))
+            before = replace(before, further=(*before.further, fresh.start))
         self.result = replace(before, discarded=before.discarded + fresh.discarded)
 
     def add_pair(self, old: CellResult, new: CellResult, *, shared: bool = False) -> None:

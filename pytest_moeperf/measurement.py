@@ -17,6 +17,7 @@ from pytest_moeperf.gpuhealth import gpu_findings
 from pytest_moeperf.records import Finding, GpuReading, RepeatRecord, Sample
 from pytest_moeperf.telemetry import GpuWatch
 from pytest_moeperf.timeline import Timeline
+from pytest_moeperf.units import NS_PER_S
 from pytest_moeperf.workload import plan
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class CellMeasurement:
 
     def _pace(self, played: RepeatRecord, values: Mapping[str, float | None]) -> validity.Pace:
         return validity.Pace(
-            duration_s=(played.ended_ns - played.started_ns) / 1e9,
+            duration_s=(played.ended_ns - played.started_ns) / NS_PER_S,
             latency_ms=values["e2el_ms.mean"],
             ttft_ms=values["ttft_ms.p50"],
             silence_ms=silence_ms(played.requests) if self.server.gpu_ids else None,

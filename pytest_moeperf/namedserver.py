@@ -17,7 +17,7 @@ __all__ = ["NamedServer", "required_server"]
 
 @dataclass(frozen=True, slots=True)
 class NamedServer:
-    """A server that a test asked for by name, before an engine is installed for it."""
+    """What an argument such as `moe` holds, and a test passes to `measure` or `serve`."""
 
     name: str
     spec: ServerSpec

@@ -12,11 +12,11 @@ from pytest_moeperf.records import CellResult, Outcome, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pytest_moeperf.gate import Reference
     from pytest_moeperf.judge import Assessment, Night
     from pytest_moeperf.measured import MeasuredCell
     from pytest_moeperf.policy import Policy
     from pytest_moeperf.records import ServerSpec
-    from pytest_moeperf.references import Reference
 
 __all__ = ["MOST_INVALID", "OpenCell"]
 
@@ -29,7 +29,7 @@ MOST_INVALID = 2
 
 @dataclass(slots=True)
 class OpenCell:
-    """A cell while it is judged: what was measured so far, and what its gates still need."""
+    """For each metric its verdict so far and, while that is open, what could change it."""
 
     cell: MeasuredCell
     suite: str
@@ -96,14 +96,12 @@ class OpenCell:
         return gate.judge_metric(
             self.cell.result,
             key,
-            stored=self.reference.stored,
+            self.reference,
             hardware=self.hardware,
             p_limit=self.p_limits[key],
             policy=self.policies[key],
-            prior=self.reference.priors[key],
             can_pair=self.pairs,
             last=last,
-            date=self.reference.date,
         )
 
     def _missing(self, key: str, need: Need) -> str:
@@ -118,15 +116,15 @@ class OpenCell:
                 return f"{key} could not be measured in {lacking} starts{whose}"
         return ""
 
-    def look(self, number: int) -> None:
+    def judge_again(self, *, look: int) -> None:
         """Judge what is doubtful by the repeats of a further look at the same start."""
         before = self.result
         self.judge([key for key in self.metrics if self.verdicts[key].outcome in gate.DOUBTFUL])
-        best = gate.best_look(before, self.result, look=number)
+        best = gate.best_look(before, self.result, look=look)
         self.verdicts = dict(zip(self.metrics, best.verdicts, strict=True))
 
     def end(self, refusal: str) -> None:
-        """Settle what two starts decide where there will be no third."""
+        """Give up further starts: settle what can be settled, and say why of the rest."""
         for key in self.open:
             made = self._assess(key, last=True)
             if made.need is None:
@@ -151,14 +149,14 @@ class OpenCell:
         if need is Need.START:
             return 1
         pairs = len(self.cell.result.new)
-        looks = (look for key in self.open for look in self.policies[key].looks)
-        return min((look for look in looks if look > pairs), default=pairs + 1) - pairs
+        checkpoints = (each for key in self.open for each in self.policies[key].checkpoints)
+        return min((each for each in checkpoints if each > pairs), default=pairs + 1) - pairs
 
     def most(self, need: Need) -> int:
         """Starts, or pairs of them, that the open metrics may take at most."""
         policies = [self.policies[key] for key in self.open]
         if need is Need.PAIR:
-            return max(policy.looks[-1] for policy in policies)
+            return max(policy.checkpoints[-1] for policy in policies)
         if self.pairs:
             return SCREENING_STARTS
         return max(policy.unpaired_starts for policy in policies)

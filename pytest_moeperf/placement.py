@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.memory import weight_bytes
+from pytest_moeperf.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from pytest_moeperf.records import ServerSpec
 
 __all__ = ["gpus_lacking", "in_turns", "lacking"]
-
-GIB = 2**30
 
 
 def gpus_lacking(needed: int, available: int) -> str:

@@ -50,8 +50,8 @@ class Policy:
     """Intervals have the confidence 1 - beta; a loss of `catch` passes with at most half of it."""
     unpaired_starts: int = 5
     """Fresh starts that it takes to blame an engine by stored starts alone."""
-    looks: tuple[int, ...] = (3, 5)
-    """Pairs of old and new starts after which an A/B is looked at."""
+    checkpoints: tuple[int, ...] = (3, 5)
+    """Pairs of old and new starts after which an A/B is judged."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for figures that no verdict can come from."""
@@ -67,8 +67,11 @@ class Policy:
             raise UsageError(f"beta {self.beta!r}: give a chance between 0 and 1, such as 0.05")
         if self.unpaired_starts < 1:
             raise UsageError(f"unpaired_starts {self.unpaired_starts!r}: give a number from 1 up")
-        if not self.looks or self.looks[0] < 2 or sorted(set(self.looks)) != list(self.looks):  # noqa: PLR2004 - one pair shows no noise.
-            raise UsageError(f"looks {self.looks!r}: give rising numbers of pairs, such as (3, 5)")
+        pairs = list(self.checkpoints)
+        if not pairs or pairs[0] < 2 or sorted(set(pairs)) != pairs:  # noqa: PLR2004 - one pair shows no noise.
+            raise UsageError(
+                f"checkpoints {self.checkpoints!r}: give rising numbers of pairs, such as (3, 5)"
+            )
 
     @property
     def tolerance_log(self) -> float:
@@ -166,7 +169,7 @@ def _released(policy: Policy) -> Policy:
         tolerance=policy.tolerance / 2,
         catch=policy.catch * 0.6,
         unpaired_starts=2 * policy.unpaired_starts,
-        looks=(5, 10),
+        checkpoints=(5, 10),
     )
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from pytest_moeperf.cache import cache_root, exclusive
-from pytest_moeperf.engines import engine_driver
+from pytest_moeperf.engines import engine_named
 from pytest_moeperf.errors import MoeperfError, ServerStartError, UsageError
 from pytest_moeperf.gpulease import GpuLease, holder
 from pytest_moeperf.hardware import nearest
@@ -20,6 +20,7 @@ from pytest_moeperf.launch import start_server
 from pytest_moeperf.memory import weight_bytes
 from pytest_moeperf.server import RunningServer, Shutdown, attach_server
 from pytest_moeperf.telemetry import await_free, occupancy
+from pytest_moeperf.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MachineLease", "ServerPool"]
 
-GIB = 2**30
 PATIENCE_S = 3600.0
 """With another session; the largest ones take that long."""
 POLL_S = 0.5
@@ -237,15 +237,15 @@ class ServerPool:
     def _open(self, spec: ServerSpec, model: ModelDirectory) -> RunningServer:
         if spec.engine is not None and spec.engine.url is not None:
             return attach_server(spec, spec.engine, model=model.name)
-        driver = engine_driver(spec.engine.engine if spec.engine is not None else "vllm")
+        engine = engine_named(spec.engine.engine if spec.engine is not None else "vllm")
         if not self._hardware.gpus:
             environment = {**os.environ, **dict(spec.env)}
             weights_gib = weight_bytes(model.architecture) / GIB
-            needed_gib = driver.memory_gib(environment, weights_gib=weights_gib)
+            needed_gib = engine.memory_gib(environment, weights_gib=weights_gib)
             while needed_gib > _available_gib() * MEMORY_RESERVE and self._evict():
                 pass
             return self._start(spec, model)
-        lease = self._lease_gpus(spec, driver.gpus_needed(spec))
+        lease = self._lease_gpus(spec, engine.gpus_needed(spec))
         try:
             server = self._start(spec, model, lease)
         except BaseException:
@@ -271,7 +271,7 @@ class ServerPool:
             port=None if self._port in {server.port for server in self.running} else self._port,
             gpus=gpus,
             held=lease.descriptors if lease is not None else (),
-            on_progress=lambda phase, _elapsed_s: self._announce(f"starting {spec.label}", phase),
+            on_progress=lambda phase: self._announce(f"starting {spec.label}", phase),
         )
 
     def _lease_gpus(self, spec: ServerSpec, count: int) -> GpuLease:

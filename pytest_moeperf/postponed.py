@@ -33,7 +33,7 @@ class _Waiting:
     """Judges the test to the end and raises what that says."""
     funcargs: dict[str, object]
     """What the test was called with, for other plugins that look when its report is made."""
-    cases: list[OpenCell] = field(default_factory=list)
+    open_cells: list[OpenCell] = field(default_factory=list)
     reports: list[pytest.TestReport] = field(default_factory=list)
     """Those of its call and of its teardown."""
 
@@ -49,7 +49,7 @@ class _AskedLate:
 
 
 class Postponed:
-    """The tests that wait, each with the cases that it is in doubt about."""
+    """The tests that wait, each with the cells that it is in doubt about."""
 
     def __init__(self) -> None:
         self._waiting: dict[pytest.Item, _Waiting] = {}
@@ -64,9 +64,9 @@ class Postponed:
         """Those that were not judged to the end yet."""
         return tuple(self._waiting)
 
-    def cases(self, item: pytest.Item) -> tuple[OpenCell, ...]:
+    def open_cells(self, item: pytest.Item) -> tuple[OpenCell, ...]:
         """What the test is in doubt about; empty where it does not wait."""
-        return tuple(self._waiting[item].cases) if item in self._waiting else ()
+        return tuple(self._waiting[item].open_cells) if item in self._waiting else ()
 
     @contextmanager
     def calling(self, item: pytest.Item) -> Iterator[None]:
@@ -81,17 +81,17 @@ class Postponed:
         """Whether the test's function runs; a report that is made meanwhile is of a subtest."""
         return item is self._calling
 
-    def claim(self, item: pytest.Item, case: OpenCell, settle: Callable[[], None]) -> bool:
-        """Let the case wait, and the test for `settle`; False where it must be judged now."""
+    def claim(self, item: pytest.Item, open_cell: OpenCell, settle: Callable[[], None]) -> bool:
+        """Let the cell wait, and the test for `settle`; False where it must be judged now."""
         test = self._able
         if test is None or item is not test or not self.is_called(item):
             return False
-        self._waiting.setdefault(test, _Waiting(settle, test.funcargs)).cases.append(case)
+        self._waiting.setdefault(test, _Waiting(settle, test.funcargs)).open_cells.append(open_cell)
         return True
 
-    def end(self, item: pytest.Item, case: OpenCell) -> None:
-        """The case waits no more; the test does, until it is told."""
-        self._waiting[item].cases.remove(case)
+    def end(self, item: pytest.Item, open_cell: OpenCell) -> None:
+        """The cell waits no more; the test does, until it is told."""
+        self._waiting[item].open_cells.remove(open_cell)
 
     def drop(self, item: pytest.Item) -> list[pytest.TestReport]:
         """Let the test wait no more, and give its reports back."""
@@ -101,7 +101,7 @@ class Postponed:
     def leave(self, item: pytest.Item, why: str) -> list[pytest.TestReport]:
         """Let the test wait no more, and give its reports back as those of a skipped one.
 
-        None where a Ctrl-C ended its function.
+        Empty where a Ctrl-C ended its function.
         """
         reports = self.drop(item)
         path, line, _ = item.location

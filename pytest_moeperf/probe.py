@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_moeperf.units import GIB
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -36,7 +38,6 @@ __all__ = [
     "usable_cores",
 ]
 
-GIB = 2**30
 LEAST_CORES = 0.02
 """Who takes less is not worth naming."""
 GLANCE_S = 0.2

@@ -18,16 +18,17 @@ from pytest_moeperf import guardian
 from pytest_moeperf.errors import ServerStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["GuardedProcess", "Shutdown"]
+__all__ = ["GuardedProcess", "Shutdown", "notice_death"]
 
 SPAWN_S = 30.0
 """A guardian that takes longer to start a process than this is broken."""
 FINISH_S = guardian.LINGER_S + guardian.KILL_S + 5.0
 """What a guardian may take beyond the patience with the server itself."""
-
+DEATH_NOTICE_S = 2.0
+DEATH_POLL_S = 0.05
 
 ENDED_BY_SIGTERM = frozenset({0, -signal.SIGTERM, 128 + signal.SIGTERM})
 """Exit codes of a program that handled SIGTERM, died of it, or passed that on as a shell does."""
@@ -212,3 +213,14 @@ class GuardedProcess:
                 self._exit_code = event["exit_code"]
             case "done":
                 self._done = event
+
+
+def notice_death(check_alive: Callable[[], None]) -> None:
+    """Give a server that broke off two seconds in which `check_alive` may raise that it is gone.
+
+    A connection breaks before the process that it was made to has ended.
+    """
+    deadline = time.monotonic() + DEATH_NOTICE_S
+    while time.monotonic() < deadline:
+        check_alive()
+        time.sleep(DEATH_POLL_S)

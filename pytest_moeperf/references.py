@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_moeperf import gate, judge
 from pytest_moeperf.baseline import Gate, Recording
 from pytest_moeperf.errors import MoeperfError, StorageError
+from pytest_moeperf.gate import Reference
 from pytest_moeperf.metrics import describe
 from pytest_moeperf.policy import directed, policy_for
 from pytest_moeperf.provenance import engine_provenance
@@ -17,7 +18,7 @@ from pytest_moeperf.records import CellResult, Fingerprint, Outcome, ServerSpec,
 from pytest_moeperf.store import BaselineWriter, baseline_path, find, load, read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pytest_moeperf.baseline import Baseline
@@ -25,18 +26,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.records import RoutingRecord
     from pytest_moeperf.store import Change
 
-__all__ = ["Reference", "References"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """What one cell is held against."""
-
-    stored: Baseline | None
-    priors: Mapping[str, Prior]
-    """By metric: the noise that other cells of this hardware and engine have."""
-    date: str
-    """Today, by which baselines and known regressions expire: `2026-11-22`."""
+__all__ = ["References"]
 
 
 class References:

@@ -181,7 +181,7 @@ class Candidate:
         shown = printable(str(path))
         try:
             document = parse(path.read_text(encoding="utf-8"), source=shown)
-            validate(document, store.schema("run-1"), source=shown)
+            validate(document, store.schema("run-2"), source=shown)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -194,7 +194,7 @@ class Candidate:
             self._adds_to |= _adds_to(document)
 
     def _record(self, plan: Plan, session: str, without: Sequence[str]) -> int:
-        from pytest_moeperf.run import SESSION_VARIABLE  # noqa: PLC0415 - only to measure
+        from pytest_moeperf.cellresult import SESSION_VARIABLE  # noqa: PLC0415 - only to measure
 
         code = _pytest(
             [
@@ -245,7 +245,7 @@ def _counts(baselines: Mapping[str, Baseline]) -> dict[str, int]:
 
 def _adds_to(document: Mapping[str, Any]) -> dict[str, set[str]]:
     """Of a run that recorded: by test, the places of the baselines that it adds to."""
-    from pytest_moeperf.run import AS_STARTED  # noqa: PLC0415 - only to measure
+    from pytest_moeperf.cellresult import AS_STARTED  # noqa: PLC0415 - only to measure
 
     found: dict[str, set[str]] = {}
     for cell in document["cells"]:

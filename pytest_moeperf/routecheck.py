@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.errors import RoutingError, UsageError
-from pytest_moeperf.launch import PROBE_PATH
+from pytest_moeperf.launch import ENGINE_PROBE_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +109,7 @@ def _compute(python: Path, model: Path, asked: Path, answer: Path, *, timeout_s:
     try:
         subprocess.run(
             command,
-            env={**environment, "PYTHONPATH": str(PROBE_PATH), "HF_HUB_OFFLINE": "1"},
+            env={**environment, "PYTHONPATH": str(ENGINE_PROBE_PATH), "HF_HUB_OFFLINE": "1"},
             # The current directory is on the path of `-m`.
             cwd=asked.parent,
             stdin=subprocess.DEVNULL,

@@ -1,39 +1,23 @@
-"""One run of the suites on one machine: its engines, servers and measured cells."""
+"""One run of the suites on one machine: its servers and measured cells."""
 
 from __future__ import annotations
 
-import datetime as dt
-import os
 import time
-import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pytest_moeperf import gate
+from pytest_moeperf.cellresult import CellResults
 from pytest_moeperf.datasets import load_data
-from pytest_moeperf.engines import engine_driver
-from pytest_moeperf.enginespec import parse_engine
 from pytest_moeperf.errors import MoeperfError, ServerError
-from pytest_moeperf.gpu import resolve_hardware
-from pytest_moeperf.identity import cell_name, fingerprint, remote_host, workload_identity
-from pytest_moeperf.installs import resolve
 from pytest_moeperf.measured import MeasuredCell, confirmable
 from pytest_moeperf.measurement import Announce, CellMeasurement, Rules, interleave
-from pytest_moeperf.models import materialize, resized
 from pytest_moeperf.patience import Patience
 from pytest_moeperf.placement import in_turns
 from pytest_moeperf.pool import ServerPool
-from pytest_moeperf.probe import CopySpeed
-from pytest_moeperf.records import (
-    CellResult,
-    EngineInstall,
-    Fingerprint,
-    Sample,
-    ServerSpec,
-    StartRecord,
-)
+from pytest_moeperf.records import CellResult, ServerSpec
+from pytest_moeperf.resolver import Resolver
 from pytest_moeperf.timeline import Timeline, TimeSpent
 from pytest_moeperf.workload import Workload
 
@@ -41,22 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from pytest_moeperf.hardware import Hardware
     from pytest_moeperf.metrics import SLO
-    from pytest_moeperf.models import ModelDirectory
-    from pytest_moeperf.records import LoadFormat, Weights
+    from pytest_moeperf.records import Weights
     from pytest_moeperf.server import RunningServer, Shutdown
 
-__all__ = ["MeasuredCell", "Run", "Settings"]
-
-AS_STARTED = "as-started"
-"""The workload of figures that a server tells of itself."""
-
-STARTUP = "startup"
-"""The workload of a cell without load: only the start itself is measured."""
-
-SESSION_VARIABLE = "MOEPERF_SESSION"
-"""Names the session of runs that follow each other and count as one, as those of a refresh."""
+__all__ = ["Run", "Settings"]
 
 _Cell = tuple[ServerSpec, Workload]
 _Key = tuple[_Cell, "SLO | None", tuple[_Cell, ...]]
@@ -80,18 +53,18 @@ class Run:
 
     def __init__(self, settings: Settings, announce: Announce) -> None:
         self.settings = settings
-        self.session_id = os.environ.get(SESSION_VARIABLE) or uuid.uuid4().hex[:12]
         self.patience = Patience()
+        self.timeline = Timeline(time.monotonic)
+        self.resolver = Resolver(settings.gpu, settings.weights, self.announce)
+        self._results = CellResults(
+            self.resolver, self.timeline, ignored_findings=settings.rules.ignored_findings
+        )
         self._announce = announce
         self._stage = ""
-        self._copy_speed = CopySpeed()
         self._turn = 0
         """Of the next round of cells that take turns."""
-        self._engines: dict[str, EngineInstall] = {}
-        self._models: dict[tuple[str, tuple[tuple[str, int], ...], str], ModelDirectory] = {}
         self._measured: dict[_Key, MeasuredCell] = {}
         self._failed: dict[ServerSpec, MoeperfError] = {}
-        self.timeline = Timeline(time.monotonic)
         self._lives: dict[str, RunningServer] = {}
         """Every server that was started, by start, those that ended as well."""
 
@@ -109,61 +82,22 @@ class Run:
             self._stage = ""
 
     @cached_property
-    def hardware(self) -> Hardware:
-        """What is measured on; UsageError where the machine lacks it."""
-        return resolve_hardware(self.settings.gpu)
-
-    @cached_property
     def pool(self) -> ServerPool:
         """The running servers; the first use waits until no other session measures here."""
         return ServerPool(
-            self.hardware,
+            self.resolver.hardware,
             log_dir=self.settings.out_dir / "logs",
             timeout_s=self.settings.server_timeout_s,
             port=self.settings.port,
             on_progress=self.announce,
         )
 
-    @property
-    def engines(self) -> tuple[EngineInstall, ...]:
-        """The engines that were resolved, in the order of asking."""
-        return tuple(self._engines.values())
-
-    def engine(self, text: str) -> EngineInstall:
-        """Resolve one `--engine`, building its environment where it is missing."""
-        if text not in self._engines:
-            self._engines[text] = resolve(
-                parse_engine(text),
-                allow_build=True,
-                gpu=bool(self.hardware.gpus),
-                on_progress=lambda phase, _elapsed_s: self.announce(f"engine {text}", phase),
-            )
-        return self._engines[text]
-
-    def model(self, spec: ServerSpec) -> ModelDirectory:
-        """The model's directory, written first where it is a small one of the catalogue."""
-        key = spec.model, spec.overrides, spec.load_format
-        if key not in self._models:
-            self.announce(f"model {spec.model}", "")
-            dummy = spec.load_format == "dummy" or bool(spec.overrides)
-            found = materialize(spec.model, weights=self.settings.weights, dummy=dummy)
-            model = resized(found, spec.overrides)
-            # The spec that is resolved below means the same model.
-            resolved = spec.model, spec.overrides, "dummy" if model.dummy else "auto"
-            self._models[key] = self._models[resolved] = model
-        return self._models[key]
-
-    def resolved(self, spec: ServerSpec, engine: str) -> ServerSpec:
-        """The spec with its engine found, and with what its model has for weights."""
-        load_format: LoadFormat = "dummy" if self.model(spec).dummy else "auto"
-        return replace(spec, engine=self.engine(engine), load_format=load_format)
-
     def serve(self, spec: ServerSpec) -> RunningServer:
         """Start the server, or take the one that runs; one that failed fails again at once."""
         if spec in self._failed:
             raise self._failed[spec]
         try:
-            server = self.pool.acquire(spec, self.model(spec))
+            server = self.pool.acquire(spec, self.resolver.model(spec))
         except MoeperfError as error:
             self._failed[spec] = error
             if isinstance(error, ServerError):
@@ -205,7 +139,7 @@ class Run:
             return self.measure_startup(spec).result
         measurement = self._begun_anew(cell.measurement, spec)
         interleave([measurement])
-        return self._result(spec, measurement)
+        return self._results.of_load(spec, measurement)
 
     def measure_also(self, cell: MeasuredCell, spec: ServerSpec) -> CellResult | None:
         """Measure a further cell on the server of `spec` that runs; None where that fails."""
@@ -220,19 +154,22 @@ class Run:
             cell.failed_under(error, spec)
             self.end(spec)
             return None
-        return self._result(spec, measurement)
+        return self._results.of_load(spec, measurement)
 
     def _begun_anew(self, measurement: CellMeasurement, spec: ServerSpec) -> CellMeasurement:
         return self._begin(spec, measurement.workload, measurement.rules.slo)
 
     def look_again(self, cell: MeasuredCell) -> bool:
-        """Measure the cell once more on the same server; False where that has gone."""
+        """Measure the cell once more on the same server.
+
+        False where it has gone, was never loaded, or holds a start of an A/B.
+        """
         if cell.measurement is None or not cell.measurement.server.alive or cell.on_pair:
             return False
         measurement = cell.measurement.anew()
         interleave([measurement])
         # Its own repeats stay: they were played in turns with those that ratios divide them by.
-        cell.play_again(self._result(cell.spec, measurement))
+        cell.replace_repeats(self._results.of_load(cell.spec, measurement))
         return True
 
     def measure(self, spec: ServerSpec, workload: Workload, *, slo: SLO | None) -> MeasuredCell:
@@ -246,7 +183,7 @@ class Run:
 
         On GPUs only the cells of one server take turns, see `placement.in_turns`.
         """
-        company = () if self.hardware.gpus else tuple(pairs)
+        company = () if self.resolver.hardware.gpus else tuple(pairs)
         keys = {pair: (pair, slo, company) for pair in pairs}
         missing = [pair for pair, key in keys.items() if key not in self._measured]
         turn = self._turn
@@ -255,13 +192,14 @@ class Run:
             begun = [self._begin(spec, workload, slo) for spec, workload in together]
             self.pool.check_together([each.server for each in begun])
             self._turn = max(self._turn, interleave(begun, turn=turn))
-            for pair, cell in zip(together, begun, strict=True):
+            for pair, played in zip(together, begun, strict=True):
                 spec, _ = pair
-                self._measured[keys[pair]] = MeasuredCell(self._result(spec, cell), spec, cell)
+                result = self._results.of_load(spec, played)
+                self._measured[keys[pair]] = MeasuredCell(result, spec, played)
         return [self._measured[keys[pair]] for pair in pairs]
 
     def _in_turns(self, specs: Sequence[ServerSpec]) -> list[list[int]]:
-        return in_turns(specs, self.hardware, running=self.pool.alive)
+        return in_turns(specs, self.resolver.hardware, running=self.pool.alive)
 
     def confirm(self, cells: Sequence[MeasuredCell]) -> bool:
         """Play as many repeats again of cells with a doubtful verdict, in turns.
@@ -277,7 +215,7 @@ class Run:
             again |= zip(members, self._play_again(members, turn), strict=True)
         # Only now: where a server fails, all of them stay as they were judged.
         for cell, played in again.items():
-            cell.confirm(played, self._result(cell.spec, played))
+            cell.take_second_look(played, self._results.of_load(cell.spec, played))
         return True
 
     def _play_again(self, cells: Sequence[MeasuredCell], turn: int) -> list[CellMeasurement]:
@@ -292,93 +230,20 @@ class Run:
 
     def measure_startup(self, spec: ServerSpec) -> MeasuredCell:
         """The start of the server as a cell of one repeat."""
-        server = self.serve(spec)
-        sample = Sample(seed=0, values={"startup_s": server.startup_s})
-        identity = workload_identity(STARTUP, None)
-        cell = self._cell(spec, server, STARTUP, identity=identity, samples=[sample])
-        return MeasuredCell(cell, spec)
+        return MeasuredCell(self._results.of_start(spec, self.serve(spec)), spec)
 
     def as_started(self, spec: ServerSpec) -> CellResult:
         """A cell without samples, for figures that the server itself tells."""
-        return self._cell(spec, self.serve(spec), AS_STARTED, identity=AS_STARTED)
+        return self._results.as_started(spec, self.serve(spec))
 
     def _begin(self, spec: ServerSpec, workload: Workload, slo: SLO | None) -> CellMeasurement:
         rules = replace(self.settings.rules, slo=slo)
-        server, model = self.serve(spec), self.model(spec)
+        server, model = self.serve(spec), self.resolver.model(spec)
         data = load_data(workload, tokenizer=model.path / "tokenizer.json")
         return CellMeasurement(
             *(server, model, workload, rules, self.announce, self.patience, data),
-            neighbours=lambda: () if self.hardware.gpus else self.pool.beside(server),
+            neighbours=lambda: () if self.resolver.hardware.gpus else self.pool.beside(server),
             timeline=self.timeline,
-        )
-
-    def _result(self, spec: ServerSpec, cell: CellMeasurement) -> CellResult:
-        identity = workload_identity(cell.workload.slug, cell.rules.slo, cell.data.drawn_from)
-        return replace(
-            self._cell(
-                *(spec, cell.server, cell.workload.slug),
-                identity=identity,
-                samples=cell.samples,
-                warmup=cell.warm_up_samples,
-            ),
-            workload=cell.workload.label,
-            discarded=tuple(cell.discarded),
-            warmup_plays=len(cell.warm_up_samples),
-            warmup_reason=cell.warmup_reason,
-            invalid=cell.exhausted,
-        )
-
-    def _cell(
-        self,
-        spec: ServerSpec,
-        server: RunningServer,
-        slug: str,
-        *,
-        identity: str,
-        samples: Sequence[Sample] = (),
-        warmup: Sequence[Sample] = (),
-    ) -> CellResult:
-        install = server.install
-        start = StartRecord(
-            start_id=server.start_id,
-            session_id=self.session_id,
-            recorded_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            startup_s=server.startup_s,
-            engine_version=install.version,
-            environment=self._environment(server),
-            repeats=tuple(samples),
-            warmup=tuple(warmup),
-        )
-        return CellResult(
-            cell=cell_name(self.model(spec).name, spec, slug),
-            test="",
-            server=spec.label,
-            engine=install.label,
-            workload=slug,
-            fingerprint=self._fingerprint(spec, install, identity),
-            start=start,
-        )
-
-    def _environment(self, server: RunningServer) -> dict[str, str]:
-        environment = dict(server.environment)
-        # How fast the CPU beside a GPU copies says nothing of the GPU.
-        if remote_host(server.install) is None and not self.hardware.gpus:
-            with self.timeline.during("measuring"):
-                speed = self._copy_speed.gib_per_s(server.await_rest)
-            environment |= {gate.SPEED: f"{speed:.2f}"} if speed is not None else {}
-        if ignored := self.settings.rules.ignored_findings:
-            environment["ignored_findings"] = ", ".join(sorted(ignored))
-        return environment
-
-    def _fingerprint(self, spec: ServerSpec, install: EngineInstall, workload: str) -> Fingerprint:
-        model = self.model(spec)
-        return fingerprint(
-            self.hardware,
-            install,
-            spec,
-            gpus=engine_driver(install.engine).gpus_needed(spec),
-            model=f"{model.name}@{model.digest}",
-            workload=workload,
         )
 
     @property

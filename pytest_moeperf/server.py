@@ -1,4 +1,4 @@
-"""Starts a server, waits until it is ready, watches over it and ends it; or attaches to one."""
+"""A server that answers: asked, watched and ended; or attached to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pytest_moeperf.client import listed_models
 from pytest_moeperf.endpoint import Answer, Endpoint
-from pytest_moeperf.engines import EngineFacts, engine_driver, growth
+from pytest_moeperf.engines import EngineFacts, engine_named, growth
 from pytest_moeperf.errors import ServerDiedError, ServerHungError, UsageError
 from pytest_moeperf.probe import await_rest
 from pytest_moeperf.process import Shutdown
@@ -132,11 +132,6 @@ class RunningServer:
     def pid(self) -> int | None:
         """First process of the server; its process group and session have the same number."""
         return self.process.pid if self.process is not None else None
-
-    @property
-    def pgid(self) -> int | None:
-        """Process group of everything that the server started."""
-        return self.pid
 
     @property
     def port(self) -> int | None:
@@ -305,7 +300,7 @@ def attach_server(spec: ServerSpec, install: EngineInstall, *, model: str) -> Ru
         UsageError: Nothing answers there, it is no such server, it serves another model, or experts
             are to be counted.
     """
-    engine = engine_driver(install.engine)
+    engine = engine_named(install.engine)
     url = install.url or ""
     typed = f"--engine {install.engine}={url}"
     if spec.counts_experts:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from pytest_moeperf.baseline import Baseline, Gate, Recording
+from pytest_moeperf.baseline import Baseline
 from pytest_moeperf.baseline_format import decode, encode
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import BaselineError, StorageError, UsageError
@@ -26,18 +26,18 @@ from pytest_moeperf.files import (
     write_all,
 )
 from pytest_moeperf.waiver import Waiver, decode_waivers, encode_waivers
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from pytest_moeperf.baseline import Recording
+
 __all__ = [
     "WAIVERS",
-    "Baseline",
     "BaselineWriter",
     "Change",
-    "Gate",
-    "Recording",
     "baseline_path",
     "decoded",
     "find",
@@ -76,7 +76,7 @@ def baseline_path(root: Path, *, hardware: str, engine: str, cell: str) -> Path:
 
 @functools.cache
 def schema(name: str) -> Mapping[str, Any]:
-    """A JSON Schema that ships with the package: `baseline-2`, `waivers-1` or `run-1`."""
+    """A JSON Schema that ships with the package: `baseline-2`, `waivers-1` or `run-2`."""
     text = resources.files("pytest_moeperf").joinpath("schemas", f"{name}.json").read_text("utf-8")
     document: dict[str, Any] = json.loads(text)
     return document
@@ -215,10 +215,9 @@ class Change:
     @property
     def label(self) -> str:
         """`new, 1 start: <path>` or `2 → 3 starts: <path>`."""
-        plural = "" if self.starts == 1 else "s"
         if self.before is None:
-            return f"new, {self.starts} start{plural}: {self.path}"
-        return f"{self.starts_before} → {self.starts} start{plural}: {self.path}"
+            return f"new, {counted(self.starts, 'start')}: {self.path}"
+        return f"{self.starts_before} → {counted(self.starts, 'start')}: {self.path}"
 
 
 class BaselineWriter:
@@ -243,8 +242,19 @@ class BaselineWriter:
         self._joined[path] = _join(base, recording, path)
         self._queue.append(recording)
 
-    def changes(self) -> tuple[Change, ...]:
-        """What `flush` would write now, sorted by path."""
+    def flush(self) -> tuple[Change, ...]:
+        """Write all files or, where one cannot be staged, none; StorageError says why."""
+        if not self._queue:
+            return ()
+        with locked(self.root):
+            changes = self._changes()
+            write_all({change.path: change.after for change in changes}, below=self.root)
+        self._queue.clear()
+        self._joined.clear()
+        return changes
+
+    def _changes(self) -> tuple[Change, ...]:
+        """What is to be written now, sorted by path."""
         # From the files as they are now: another session may have added a start meanwhile.
         stored: dict[Path, Baseline | None] = {}
         joined: dict[Path, Baseline] = {}
@@ -254,17 +264,6 @@ class BaselineWriter:
                 stored[path] = load(path, cell=recording.cell)
             joined[path] = _join(joined.get(path) or stored[path], recording, path)
         return tuple(_change(path, stored[path], joined[path]) for path in sorted(joined))
-
-    def flush(self) -> tuple[Change, ...]:
-        """Write all files or, where one cannot be staged, none; StorageError says why."""
-        if not self._queue:
-            return ()
-        with locked(self.root):
-            changes = self.changes()
-            write_all({change.path: change.after for change in changes}, below=self.root)
-        self._queue.clear()
-        self._joined.clear()
-        return changes
 
     def _path(self, recording: Recording) -> Path:
         return baseline_path(

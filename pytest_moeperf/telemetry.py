@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_moeperf.errors import ServerStartError
-from pytest_moeperf.gpu import GIB, ask, driver, memory
+from pytest_moeperf.gpu import ask, memory, open_nvml
 from pytest_moeperf.records import GpuReading
+from pytest_moeperf.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,7 +90,7 @@ def descends_from_here(pid: int) -> bool:
 def occupancy(uuids: Iterable[str]) -> dict[str, Occupancy]:
     """Who is on these GPUs now."""
     wanted = tuple(uuids)
-    with driver() as nvml:
+    with open_nvml() as nvml:
         if nvml is None:
             return {uuid: Occupancy() for uuid in wanted}
         return {uuid: _occupancy(nvml, _handle(nvml, uuid)) for uuid in wanted}
@@ -166,7 +167,7 @@ class GpuWatch:
 
     def _run(self) -> None:
         try:
-            with driver() as nvml:
+            with open_nvml() as nvml:
                 if nvml is not None and self._gpus:
                     self._watch(nvml)
         finally:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from pytest_moeperf.units import NS_PER_S
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,7 +23,6 @@ __all__ = ["Accuracy", "Arrivals", "Figure", "Truth", "compare"]
 
 LOG_VERSION = 1
 NS_PER_MS = 1e6
-NS_PER_S = 1e9
 
 THROUGHPUT_LIMIT = 0.005
 LATENCY_LIMIT = 0.01

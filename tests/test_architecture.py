@@ -37,6 +37,7 @@ LAYERS = {
     "reports": {"report"},
     "effects": {
         "cache",
+        "cellresult",
         "checkpoint",
         "client",
         "counting",
@@ -63,6 +64,7 @@ LAYERS = {
         "provenance",
         "references",
         "refresh",
+        "resolver",
         "revision",
         "routecheck",
         "run",
@@ -96,6 +98,7 @@ LAYERS = {
         "judge",
         "memory",
         "metrics",
+        "outcomes",
         "placement",
         "policy",
         "record_form",
@@ -109,9 +112,10 @@ LAYERS = {
         "validity",
         "waiver",
         "warmup",
+        "wording",
         "workload",
     },
-    "words": {"checks", "errors", "records", "request", "serverspec"},
+    "words": {"checks", "errors", "records", "request", "serverspec", "units"},
 }
 """Top first; a module may import from its own layer and from those below it."""
 

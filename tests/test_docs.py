@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pytest_moeperf import cli
-from pytest_moeperf.engines import engine_driver
+from pytest_moeperf.engines import engine_named
 from pytest_moeperf.testing import FakeEngine, Script, make_fake_interpreter
 
 ROOT = Path(__file__).parents[1]
@@ -518,7 +518,7 @@ def test_flags_of_the_production_server_are_accepted():
     spec = found["PRODUCTION"]
     known = frozenset({"--gpu-memory-utilization", "--kv-cache-dtype", "--max-num-seqs"})
     assert {flag for flag in spec.flags if flag.startswith("--")} == known
-    engine_driver("vllm").check_flags(spec, known, label="vllm==0.24.0")
+    engine_named("vllm").check_flags(spec, known, label="vllm==0.24.0")
 
 
 def test_examples_of_writing_suites_run(pytester, monkeypatch):

@@ -45,7 +45,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="moeperf-engine-") as folder:
         run = Run(settings(Path(folder)), lambda phase, detail: note(f"{phase} {detail}"))
         try:
-            server = run.serve(ServerSpec("mini-moe").on(run.engine("vllm")))
+            server = run.serve(ServerSpec("mini-moe").on(run.resolver.engine("vllm")))
             for streams in args.streams:
                 print(
                     table(streams, together(server, streams, args.turns, cores.client)), flush=True

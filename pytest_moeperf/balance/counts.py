@@ -57,6 +57,12 @@ class ExpertCounts:
         """Experts of a layer."""
         return int(self.counts.shape[1])
 
+    @property
+    def form(self) -> str:
+        """What counts must share to be added up or compared, in words."""
+        layers = ", ".join(map(str, self.layers))
+        return f"top {self.top_k} of {self.experts} experts in layers {layers}"
+
 
 def _whole_numbers(values: npt.ArrayLike, *, dimensions: str) -> npt.NDArray[np.int64]:
     """Copy as int64; `dimensions` names what is expected, such as `[layers, experts]`."""
@@ -149,9 +155,9 @@ def merged(parts: Iterable[ExpertCounts]) -> ExpertCounts:
     """Add up counts of one model, such as those of several requests."""
     first, *others = parts
     for other in others:
-        if _form(other) != _form(first):
+        if other.form != first.form:
             raise RoutingError(
-                f"counts of {_form(other)} cannot be added to those of {_form(first)}; "
+                f"counts of {other.form} cannot be added to those of {first.form}; "
                 f"merge counts of one model"
             )
     return ExpertCounts(
@@ -160,8 +166,3 @@ def merged(parts: Iterable[ExpertCounts]) -> ExpertCounts:
         top_k=first.top_k,
         layers=first.layers,
     )
-
-
-def _form(counts: ExpertCounts) -> str:
-    layers = ", ".join(map(str, counts.layers))
-    return f"top {counts.top_k} of {counts.experts} experts in layers {layers}"

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf import store
 from pytest_moeperf.cli import baseline_options
-from pytest_moeperf.cli.baseline_options import (
-    add_folder,
-    add_targets,
-    confirmed,
-    counted,
-    selected,
-)
+from pytest_moeperf.cli.baseline_options import add_folder, add_targets, confirmed, selected
 from pytest_moeperf.document import parse, printable, validate
 from pytest_moeperf.errors import BaselineError, UsageError
 from pytest_moeperf.report import baselines as report
 from pytest_moeperf.review import what_changed
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +26,7 @@ __all__ = ["configure"]
 
 
 def configure(actions: Any) -> None:
-    """Add the actions `prune` and `anchor`."""
+    """`prune` and `anchor`, which ask before they write."""
     prune = actions.add_parser(
         "prune", help="remove what has expired, and with --run what no test measures any more"
     )
@@ -139,8 +134,8 @@ def _measured(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--run {printable(str(path))}: cannot be read: {error}") from error
     document = parse(text, source=printable(str(path)))
-    validate(document, store.schema("run-1"), source=printable(str(path)))
-    if not document.get("finished", True):
+    validate(document, store.schema("run-2"), source=printable(str(path)))
+    if not document["finished"]:
         raise BaselineError(
             f"{printable(str(path))}: this run was not finished, so it does not tell which cells "
             "are measured no more; give that of a whole run"
@@ -162,7 +157,7 @@ def _anchor(args: argparse.Namespace) -> int:
     old, new = _anchored(root, paths, args.reason)
     changes = what_changed(old, new, today=day)
     print(report.text(changes, unchanged=len(new) - len(changes)), end="")
-    if not changes or not confirmed(f"Anchor {counted(len(changes))}?", yes=args.yes):
+    if not changes or not confirmed(f"Anchor {counted(len(changes), 'baseline')}?", yes=args.yes):
         return 0 if not changes else 1
     with store.locked(root):
         _, new = _anchored(root, paths, args.reason)

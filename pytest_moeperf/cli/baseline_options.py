@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-__all__ = ["add_folder", "add_targets", "confirmed", "counted", "selected", "today"]
+__all__ = ["add_folder", "add_targets", "confirmed", "selected", "today"]
 
 ROOT = Path("baselines")
 
@@ -77,11 +77,6 @@ def _of_cell(root: Path, name: str) -> Sequence[Path]:
             f"`moeperf baseline show {printable(str(root))}` lists the cells"
         )
     return found
-
-
-def counted(baselines: int) -> str:
-    """`1 baseline`, `2 baselines`."""
-    return f"{baselines} baseline{'' if baselines == 1 else 's'}"
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf.baseline import NEVER
-from pytest_moeperf.cli.baseline_options import counted
 from pytest_moeperf.document import printable
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["count", "measured_on", "overview"]
+__all__ = ["measured_on", "overview"]
 
 
 def overview(summaries: Sequence[Mapping[str, Any]], *, today: str) -> Iterator[str]:
@@ -30,18 +30,13 @@ def overview(summaries: Sequence[Mapping[str, Any]], *, today: str) -> Iterator[
         yield from (next(lines).rstrip() for _ in there)
         yield ""
     folder = printable(str(Path(summaries[0]["path"]).parent))
-    yield f"{counted(len(summaries))}; what they hold: moeperf baseline show {folder}"
+    yield f"{counted(len(summaries), 'baseline')}; what they hold: moeperf baseline show {folder}"
 
 
 def measured_on(summary: Mapping[str, Any]) -> str:
     """Engine, class of hardware and machine: `vllm 0.24.0 on h200: 1x NVIDIA H200`."""
     engine = f"{summary['distribution']} {summary['engine_version'] or '(version not known)'}"
     return f"{engine} on {summary['hardware']}: {summary['machine']}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 start`, `2 starts`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _server(summary: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -56,7 +51,7 @@ def _row(group: Sequence[Mapping[str, Any]], today: str) -> tuple[str, ...]:
     last_day = min(each["expires"] for each in group)
     return (
         f"{name}{weights}; {group[0]['server']}",
-        counted(len(group)),
-        count(most, "start") if fewest == most else f"{fewest} to {most} starts",
+        counted(len(group), "baseline"),
+        counted(most, "start") if fewest == most else f"{fewest} to {most} starts",
         f"{'expired' if last_day < today else 'expires'} {last_day.replace(NEVER, 'never')}",
     )

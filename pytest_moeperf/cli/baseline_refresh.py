@@ -10,7 +10,7 @@ from pytest_moeperf import files, store
 from pytest_moeperf.admission import refusals
 from pytest_moeperf.baseline import MAX_STARTS
 from pytest_moeperf.cli import baseline_options
-from pytest_moeperf.cli.baseline_options import add_folder, confirmed, counted
+from pytest_moeperf.cli.baseline_options import add_folder, confirmed
 from pytest_moeperf.cli.baseline_review import waiver_advice
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import StorageError, UsageError
@@ -18,6 +18,7 @@ from pytest_moeperf.refresh import Candidate, Plan
 from pytest_moeperf.report import baselines as report
 from pytest_moeperf.review import what_changed
 from pytest_moeperf.revision import Shelf, read_folder
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +33,7 @@ _MARKDOWN = Path(".moeperf", "refresh.md")
 
 
 def configure(actions: Any) -> None:
-    """Add the action `refresh`."""
+    """`refresh`, which asks before it stores what it measured."""
     action = actions.add_parser(
         "refresh", help="measure new figures, show what they change, and store them"
     )
@@ -149,7 +150,7 @@ def _store(
     for place, why in refused.items():
         for clause in why:
             print(f"refused: {printable(place)}: {clause}")
-    if not new or not confirmed(f"Store {counted(len(new))}?", yes=args.yes):
+    if not new or not confirmed(f"Store {counted(len(new), 'baseline')}?", yes=args.yes):
         print(f"what was measured stays in {_CANDIDATE}; the same command asks again")
         return 1
     with store.locked(root):

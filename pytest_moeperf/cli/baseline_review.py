@@ -28,7 +28,7 @@ _WHERE = "a folder of baselines, or a commit such as git:origin/main"
 
 
 def configure(actions: Any) -> None:
-    """Add the actions `check` and `diff`."""
+    """`check` fails where a bar is lowered unexplained; `diff` shows a reviewer every change."""
     check = actions.add_parser(
         "check", help="validate every file, and let no bar be lowered unexplained; 1 if one is"
     )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_moeperf import store
 from pytest_moeperf.baseline import NEVER, level
 from pytest_moeperf.cli.baseline_options import add_folder, add_targets, selected, today
-from pytest_moeperf.cli.baseline_overview import count, measured_on, overview
+from pytest_moeperf.cli.baseline_overview import measured_on, overview
 from pytest_moeperf.document import printable, render
 from pytest_moeperf.metrics import quantity
 from pytest_moeperf.record_form import read_routing, routing_document
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +26,7 @@ __all__ = ["configure"]
 
 
 def configure(actions: Any) -> None:
-    """Add the action `show`."""
+    """`show`: with a target or `--all` what each baseline holds, else a line for each server."""
     show = actions.add_parser("show", help="list the servers measured, or what baselines hold")
     add_targets(show, default="a line for each server")
     show.add_argument(
@@ -107,7 +108,7 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
     times = summary["recorded_at"]
     yield summary["cell"]
     yield f"  {measured_on(summary)}; {summary['server']}"
-    counts = f"{count(len(times), 'start')} of {count(summary['sessions'], 'session')}"
+    counts = f"{counted(len(times), 'start')} of {counted(summary['sessions'], 'session')}"
     span = " to ".join(dict.fromkeys((times[0], times[-1])))
     expires = summary["expires"].replace(NEVER, "never")
     yield f"  {counts}, {span}, expires {expires}: {summary['path']}"

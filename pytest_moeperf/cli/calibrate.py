@@ -39,7 +39,7 @@ class _Gate:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Which baselines are replayed, how often, and whether with an old engine."""
     add = parser.add_argument
     add_folder(parser)
     add("--gpu", metavar="CLASS", help="only this hardware: cpu, h200, … (default: all)")

@@ -26,7 +26,7 @@ EXIT_REGRESSED = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Two stored runs, of which the second one is judged."""
     parser.add_argument("first", metavar="A.json", help="the run.json to compare with")
     parser.add_argument("second", metavar="B.json", help="the run.json that is judged")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -59,7 +59,7 @@ def _read(file: str) -> StoredRun:
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: is not text; give the run.json of a session") from error
     try:
-        return read_run(text, source=name, schema=schema("run-1"))
+        return read_run(text, source=name, schema=schema("run-2"))
     except BaselineError as error:
         raise UsageError(f"{error}; give the run.json of a session") from error
 
@@ -117,7 +117,7 @@ def _lines(first: StoredRun, second: StoredRun, comparison: Comparison) -> Itera
 
 
 def _reasons(cell: CellResult) -> Iterator[str]:
-    from pytest_moeperf.report.verdict import GOOD  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.outcomes import GOOD  # noqa: PLC0415 - not for other commands
 
     for verdict in cell.verdicts:
         if verdict.outcome not in GOOD:

@@ -17,6 +17,7 @@ from pytest_moeperf.installs import installed, parse_engine, resolve
 from pytest_moeperf.loadgen import stamps
 from pytest_moeperf.models import catalogue
 from pytest_moeperf.telemetry import occupancy
+from pytest_moeperf.units import GIB
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 HELP = "Show what this machine has, what is missing, and the command that mends it"
 
-GIB = 2**30
 NEEDED_DISK_GIB = 6.0
 """An engine environment of 3.5 GiB, its download, and the small models."""
 NEEDED_MEMORY_GIB = 10.0
@@ -45,7 +45,7 @@ class Check:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """How the checks are printed: all of them are always made."""
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 

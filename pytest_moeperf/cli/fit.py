@@ -28,7 +28,7 @@ _GPUS = re.compile(r"(?:(?P<count>[1-9]\d{0,3})x)?(?P<name>[a-z0-9-]+)")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """A model, the GPUs, how it is spread over them, and what it has to serve there."""
     parser.add_argument(
         "model", metavar="MODEL", help="a catalogue name, a model directory, or a config.json"
     )

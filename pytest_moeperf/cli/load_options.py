@@ -99,7 +99,7 @@ class LoadOptions:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """A server, the load that it gets, and where the result goes."""
     add = parser.add_argument
     add("--url", help="base URL of the server, e.g. http://127.0.0.1:8000")
     add("--model", help="name that the server serves (default: the only one it serves)")

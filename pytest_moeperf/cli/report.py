@@ -19,7 +19,7 @@ HELP = "Write the run.json of a session as an HTML page"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """A stored run, and where its page goes."""
     parser.add_argument("run_json", metavar="RUN.json", help="what a session wrote")
     parser.add_argument(
         "--html",
@@ -53,6 +53,6 @@ def _read(path: Path) -> SessionReport:
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: is not text; give the run.json of a session") from error
     try:
-        return from_json(text, source=name, schema=schema("run-1"))
+        return from_json(text, source=name, schema=schema("run-2"))
     except BaselineError as error:
         raise UsageError(f"{error}; give the run.json of a session") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.metrics import KEYS, METRICS, describe, quantity
+from pytest_moeperf.report.load import row
 
 if TYPE_CHECKING:
     import argparse
@@ -21,12 +22,12 @@ __all__ = ["HELP", "configure", "run"]
 
 HELP = "Compare results of `moeperf load`, `vllm bench serve` and SGLang's bench_serving"
 
-LABEL_WIDTH, UNIT_WIDTH, FIGURE_WIDTH = 26, 10, 9
+LABEL_WIDTH = 26
 _NUMBERED = re.compile(r"(?P<path>.+):(?P<number>\d+)")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Files, each with the number of its result where it holds several."""
     parser.add_argument(
         "files",
         nargs="+",
@@ -96,16 +97,18 @@ def _table(results: Sequence[ImportedResult]) -> Iterator[str]:
         yield f"{number}  {result.name} ({result.tool}{model})"
     yield ""
     ratios = [f"{number} ÷ 1" for number in range(2, len(results) + 1)]
-    yield _row("", "", [*map(str, range(1, len(results) + 1)), *ratios])
+    numbers = [*map(str, range(1, len(results) + 1)), *ratios]
+    yield row("", "", numbers, label_width=LABEL_WIDTH)
     for key in KEYS:
         values = [result.values[key] for result in results]
         if any(value is not None for value in values):
             metric, statistic = describe(key)
             compared = [_ratio(value, values[0]) for value in values[1:]]
-            yield _row(
+            yield row(
                 f"{METRICS[metric.key].label} {statistic or ''}",
                 metric.unit,
                 [*map(quantity, values), *map(_times, compared)],
+                label_width=LABEL_WIDTH,
             )
     yield ""
     yield from _notes(results)
@@ -123,8 +126,3 @@ def _notes(results: Sequence[ImportedResult]) -> Iterator[str]:
 
 def _times(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.3f}"
-
-
-def _row(label: str, unit: str, cells: Sequence[str]) -> str:
-    figures = "".join(f"{cell:>{FIGURE_WIDTH}}" for cell in cells)
-    return f"{label:<{LABEL_WIDTH}}{unit:<{UNIT_WIDTH}}{figures}".rstrip()

@@ -1,4 +1,4 @@
-"""One driver per engine: what it is started with, and how its answers and log are read."""
+"""One file an engine: what it is started with, and how its answers and log are read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = [
     "Engine",
     "EngineFacts",
     "Launch",
-    "engine_driver",
+    "engine_named",
     "growth",
 ]
 
 ENGINES: dict[str, Engine] = {"vllm": Vllm(), "sglang": Sglang()}
 
 
-def engine_driver(name: str) -> Engine:
-    """Return the driver of an engine; raise `UsageError` listing them for another name."""
+def engine_named(name: str) -> Engine:
+    """Return the engine; raise `UsageError` listing them for another name."""
     try:
         return ENGINES[name]
     except KeyError:

@@ -115,12 +115,9 @@ class EngineFacts:
     for; `default` when there was none."""
     worker_cores: tuple[int, ...] | None = None
     """Cores that the workers' threads were bound to."""
-    weights_load_s: float | None = None
-    compile_s: float | None = None
     caches_cold: bool | None = None
     """Whether it compiled anew what an earlier start leaves in a cache; None where the log shows
     nothing of it."""
-    engine_init_s: float | None = None
 
 
 class Engine(Protocol):

@@ -77,7 +77,6 @@ _DEFAULT = "Using (default) MoE kernel config"
 FACTS: Facts = tuple(
     (name, re.compile(pattern), convert)
     for name, pattern, convert in (
-        ("weights_load_s", r"Load weight end\. elapsed=([\d.]+) s", float),
         # What is called GB is 2^30 bytes.
         ("weights_gib", r"Load weight end\. .*mem usage=([\d.]+) GB", float),
         ("kv_cache_tokens", r"KV Cache is allocated\..*#tokens: (\d+)", whole_number),

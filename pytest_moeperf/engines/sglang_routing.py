@@ -41,7 +41,7 @@ BLOCK_VARIABLE = "MOEPERF_SGLANG_BLOCK"
 
 
 class SglangRouting:
-    """The part of the driver that counts experts; see `base.Engine`."""
+    """The part of the engine that counts experts; see `base.Engine`."""
 
     def counting_route(
         self, spec: ServerSpec, *, version: str | None, on_gpu: bool, model_type: str

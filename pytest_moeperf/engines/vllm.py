@@ -94,9 +94,6 @@ FACTS: Facts = tuple(
             r"Using (?:configuration from \S*/)?([^/\s]+\.json(?= for MoE)|default(?= MoE config))",
             str,
         ),
-        ("weights_load_s", r"Loading weights took ([\d.]+) seconds", float),
-        ("compile_s", r"torch\.compile took ([\d.]+) s", float),
-        ("engine_init_s", r"init engine \(.*?\) took ([\d.]+) s", float),
     )
 )
 COMPILED = re.compile(r"Compiling a graph for |Compiling model again due to a load failure")

@@ -40,7 +40,7 @@ TAKE = Question(path="/collective_rpc", body={"method": "moeperf_take_routes"})
 
 
 class VllmRouting:
-    """The part of the driver that counts experts; see `base.Engine`."""
+    """The part of the engine that counts experts; see `base.Engine`."""
 
     def counting_route(
         self, spec: ServerSpec, *, version: str | None, on_gpu: bool, model_type: str

@@ -13,6 +13,7 @@ from pytest_moeperf.errors import UsageError
 from pytest_moeperf.metrics import KEYS, METRICS, completed
 from pytest_moeperf.records import RequestRecord
 from pytest_moeperf.stats import PERCENTILE_FLOOR, percentile
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +49,6 @@ _PLAY = (
 LISTED = "latencies are recomputed from the listed requests by our definitions"
 FROM_SEND = "TTFT and E2EL count from the send; those of moeperf count from the scheduled time"
 
-_NS_PER_S = 1e9
 _MS_PER_S = 1e3
 _LATEST_NS = 2**62
 """As far as 64 bits can be trusted with sums."""
@@ -162,11 +162,11 @@ class _Listed(NamedTuple):
 
 def _request(index: int, listed: _Listed) -> RequestRecord:
     ttft_s, gaps_s, output_tokens, error, prompt_tokens, start_s = listed
-    sent_ns = round(start_s * _NS_PER_S)
+    sent_ns = round(start_s * NS_PER_S)
     # A request that failed has no output; one that succeeded without any token has a TTFT of 0.
     brought = bool(output_tokens and ttft_s and not error)
     arrivals = accumulate(gaps_s, initial=ttft_s) if brought else ()
-    chunk_ns = tuple(sent_ns + round(at_s * _NS_PER_S) for at_s in arrivals)
+    chunk_ns = tuple(sent_ns + round(at_s * NS_PER_S) for at_s in arrivals)
     first = max((output_tokens or 0) - len(gaps_s), 1)
     return RequestRecord(
         index=index,

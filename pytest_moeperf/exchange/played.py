@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.metrics import completed
 from pytest_moeperf.stats import percentile
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Played", "statistics_ms"]
 
-NS_PER_S = 1e9
 _MS_PER_S = 1e3
 
 

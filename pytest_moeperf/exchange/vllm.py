@@ -22,8 +22,9 @@ from pytest_moeperf.exchange.imported import (
     recompute_chunks,
     spread,
 )
-from pytest_moeperf.exchange.played import NS_PER_S, Played, statistics_ms
+from pytest_moeperf.exchange.played import Played, statistics_ms
 from pytest_moeperf.metrics import METRICS
+from pytest_moeperf.units import NS_PER_S
 from pytest_moeperf.workload import ClosedLoop, OpenLoop
 
 if TYPE_CHECKING:

@@ -63,8 +63,8 @@ def assess(evidence: Evidence, policy: Policy, *, prior: Prior, p_limit: float) 
     if not (case.today or case.new):
         return _settled(unmeasured(evidence.metric, _flat(evidence.today)))
     screened = _screen(case)
-    look = max((look for look in policy.looks if look <= case.pairs), default=0)
-    return _duel(case, look, screened) if look else screened
+    reached = max((pairs for pairs in policy.checkpoints if pairs <= case.pairs), default=0)
+    return _duel(case, reached, screened) if reached else screened
 
 
 def _settled(verdict: Verdict, p: float = 1.0) -> Assessment:
@@ -111,13 +111,13 @@ def _unpaired(case: Case, story: _Story) -> Assessment:
     return story.doubtful(None)
 
 
-def _duel(case: Case, look: int, screened: Assessment) -> Assessment:
-    """Hold the two arms of the A/B against each other, at the last look that was reached."""
-    contrast = case.fought(look)
-    story = _Story(case, contrast, pairs=look)
+def _duel(case: Case, pairs: int, screened: Assessment) -> Assessment:
+    """Hold the two arms of the A/B against each other, at the last checkpoint that was reached."""
+    contrast = case.fought(pairs)
+    story = _Story(case, contrast, pairs=pairs)
     p = contrast.p_worse
-    unsteady = case.unsteady(contrast, case.old[:look], case.new[:look])
-    last = look == case.policy.looks[-1]
+    unsteady = case.unsteady(contrast, case.old[:pairs], case.new[:pairs])
+    last = pairs == case.policy.checkpoints[-1]
     surprising = last or not case.seen_before(contrast)
     if not unsteady and surprising and case.worse(contrast):
         return _settled(story.verdict(Outcome.REGRESSED), p)

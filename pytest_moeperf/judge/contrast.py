@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_moeperf.judge.noise import Noise, Spread
 
-__all__ = ["Contrast", "against_old", "against_stored", "price_of_look"]
+__all__ = ["Contrast", "against_old", "against_stored", "price_of_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Contrast:
     standard_error: float
     df: float
     price: float = 1.0
-    """What a p is multiplied by, as this is not the only look at the data."""
+    """What a p is multiplied by, as this is not the only checkpoint of its A/B."""
 
     @property
     def effect_log(self) -> float:
@@ -92,14 +92,14 @@ def against_old(
     )
 
 
-def price_of_look(number: int, looks: int) -> float:
-    """What the p of look `number` (from 1) of `looks` is multiplied by.
+def price_of_checkpoint(number: int, *, of: int) -> float:
+    """What the p at checkpoint `number` (from 1) is multiplied by.
 
-    The later look gets the larger share of the chance of a false alarm, as more will have been
-    paid for it: 3 and 1.5 for two looks. The shares add up to 1, so the looks together are no more
-    often wrong than one (Bonferroni).
+    The later one gets the larger share of the chance of a false alarm, as more will have been paid
+    for it: 3 and 1.5 where there are two. The shares add up to 1, so all together are no more often
+    wrong than one (Bonferroni).
     """
-    return looks * (looks + 1) / 2 / number
+    return of * (of + 1) / 2 / number
 
 
 def _satterthwaite(*parts: tuple[float, float]) -> float:

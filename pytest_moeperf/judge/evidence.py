@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_moeperf.judge.contrast import Contrast, against_old, against_stored, price_of_look
+from pytest_moeperf.judge.contrast import Contrast, against_old, against_stored, price_of_checkpoint
 from pytest_moeperf.judge.noise import StartValue, noise_of, spread_of, start_value
 from pytest_moeperf.judge.steadiness import Unsteadiness, surely_scattered, unsteadiness
 from pytest_moeperf.metrics import describe
@@ -124,11 +124,11 @@ class Case:
         """Starts of this session against the baseline."""
         return against_stored(starts, self.spread, self._noise(self.spread.joined(starts)))
 
-    def fought(self, look: int) -> Contrast:
-        """The first `look` pairs of the A/B, in which session and machine are the same."""
-        old, new = self.old[:look], self.new[:look]
-        looks = self.policy.looks
-        price = price_of_look(looks.index(look) + 1, len(looks))
+    def fought(self, pairs: int) -> Contrast:
+        """The first pairs of the A/B, up to a checkpoint: session and machine are the same."""
+        old, new = self.old[:pairs], self.new[:pairs]
+        checkpoints = self.policy.checkpoints
+        price = price_of_checkpoint(checkpoints.index(pairs) + 1, of=len(checkpoints))
         noise = self._noise(self.spread.joined(old, new))
         return against_old(old, new, noise, price=price)
 

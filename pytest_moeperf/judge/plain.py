@@ -34,7 +34,6 @@ def judge_bounds(
     *,
     lower: float | None = None,
     upper: float | None = None,
-    unit: str = "",
     why: str = "",
 ) -> Verdict:
     """Judge the median of `measured` against fixed bounds: a ratio, or a calculated figure.
@@ -51,13 +50,12 @@ def judge_bounds(
         return Verdict(
             metric=label,
             outcome=Outcome.INVALID,
-            unit=unit,
             lower=lower,
             upper=upper,
             reason=f"{label} could not be measured",
         )
     middle = statistics.median(values)
-    bounds = f"({_interval(lower, upper, unit)}){source}"
+    bounds = f"({_interval(lower, upper)}){source}"
     if lower is not None and middle < lower:
         outcome, position = Outcome.REGRESSED, f"below what is allowed {bounds}"
     elif upper is not None and middle > upper:
@@ -67,13 +65,12 @@ def judge_bounds(
     return Verdict(
         metric=label,
         outcome=outcome,
-        unit=unit,
         measured=middle,
         spread=stats.half_range(values),
         values=tuple(values),
         lower=lower,
         upper=upper,
-        reason=f"{label} is {quantity(middle, unit)}, {position}",
+        reason=f"{label} is {quantity(middle)}, {position}",
     )
 
 
@@ -176,9 +173,9 @@ def _measured(key: str, values: Sequence[float], outcome: Outcome, reason: str) 
     )
 
 
-def _interval(lower: float | None, upper: float | None, unit: str) -> str:
+def _interval(lower: float | None, upper: float | None) -> str:
     if lower is None:
-        return f"at most {quantity(upper, unit)}"
+        return f"at most {quantity(upper)}"
     if upper is None:
-        return f"at least {quantity(lower, unit)}"
-    return f"{quantity(lower)} to {quantity(upper, unit)}"
+        return f"at least {quantity(lower)}"
+    return f"{quantity(lower)} to {quantity(upper)}"

@@ -50,7 +50,7 @@ def shift(record: RoutingRecord, stored: RoutingRecord) -> Verdict:
     """
     now, before = prefill_of(record), prefill_of(stored)
     if not comparable(now, before):
-        return _shifted(None, f"{_form(now)} were counted, {_form(before)} are stored")
+        return _shifted(None, f"{now.form} were counted, {before.form} are stored")
     if now.tokens != before.tokens:
         return _shifted(
             None,
@@ -131,11 +131,6 @@ def comparable(one: ExpertCounts, other: ExpertCounts) -> bool:
 
 def _distance(now: ExpertCounts, before: ExpertCounts) -> Floats:
     return np.asarray(np.abs(shares(now.counts) - shares(before.counts)).sum(axis=1) / 2)
-
-
-def _form(counts: ExpertCounts) -> str:
-    layers = ", ".join(map(str, counts.layers))
-    return f"top {counts.top_k} of {counts.experts} experts in layers {layers}"
 
 
 def _shifted(value: float | None, reason: str, *, outcome: Outcome = Outcome.REGRESSED) -> Verdict:

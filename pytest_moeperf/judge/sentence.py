@@ -30,7 +30,7 @@ class Figures:
 
     @property
     def head(self) -> str:
-        """What was measured and what was allowed: the begin of every sentence."""
+        """What was measured and what was allowed: how every sentence begins."""
         bound = "up to" if self.direction == "lower" else "down to"
         return (
             f"{self.key} is {self._position()} ({quantity(self.measured, self.unit)} against "

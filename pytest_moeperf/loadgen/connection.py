@@ -11,6 +11,7 @@ import httptools
 
 from pytest_moeperf.completions import CompletionStream, error_message
 from pytest_moeperf.loadgen import stamps
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,6 @@ REFUSAL_BYTES = 65_536
 HTTP_OK = 200
 CONNECTION_LOST = "connection lost"
 EXCESS_TOKENS = 64
-NS_PER_S = 10**9
 
 
 class Connection:

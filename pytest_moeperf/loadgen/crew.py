@@ -19,6 +19,7 @@ from pytest_moeperf.errors import LoadError
 from pytest_moeperf.loadgen.job import Done, Failed, Job, Progress, Ready
 from pytest_moeperf.loadgen.line import Line
 from pytest_moeperf.records import ClientRecord
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,6 @@ WORKER = "pytest_moeperf.loadgen.worker"
 EXIT_TIMEOUT_S = 5.0
 TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF")
 """Variables that a process reads only once, for all its certificates."""
-NS_PER_S = 1e9
 NS_PER_MS = 1e6
 
 

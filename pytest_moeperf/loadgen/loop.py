@@ -21,6 +21,7 @@ from pytest_moeperf.loadgen.connection import Connection, channel_factory
 from pytest_moeperf.loadgen.job import Done, Progress, RequestFile
 from pytest_moeperf.loadgen.traffic import Traffic
 from pytest_moeperf.request import RequestRecord
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Loop"]
 
-NS_PER_S = 10**9
 READ_BYTES = 16_384
 """More waits for the next turn; a larger buffer costs more than it saves."""
 CONNECT_TIMEOUT_S = 30.0

@@ -13,6 +13,8 @@ import struct
 import time
 from typing import Final
 
+from pytest_moeperf.units import NS_PER_S
+
 __all__ = ["ANCILLARY_BYTES", "TIMESPEC", "clock_offset_ns", "enable", "supported"]
 
 SO_TIMESTAMPNS: Final = 35
@@ -68,4 +70,4 @@ def _stamped(sender: socket.socket, receiver: socket.socket) -> bool:
     nanoseconds: int
     seconds, nanoseconds = TIMESPEC.unpack(ancillary[0][2])
     # A clock that steps at this moment must not decide, hence the wide margin.
-    return abs(seconds * 10**9 + nanoseconds - before) < _PLAUSIBLE_NS
+    return abs(seconds * NS_PER_S + nanoseconds - before) < _PLAUSIBLE_NS

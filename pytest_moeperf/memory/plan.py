@@ -14,6 +14,7 @@ from pytest_moeperf.memory.sharding import (
     stages,
     unservable,
 )
+from pytest_moeperf.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KV_BYTES", "Fit", "Request", "activation_bytes", "fit", "least_gpus", "remedies"]
 
-GIB: Final = 2**30
 
 KV_BYTES: Final[Mapping[str, int]] = {"bf16": 2, "fp8": 1}
 """Bytes of one cached value; the scales of FP8 caches are one a layer."""

@@ -26,6 +26,7 @@ from pytest_moeperf.testing.paced_wire import (
     payloads,
     take_request,
 )
+from pytest_moeperf.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,6 @@ AT_ONCE_NS = 20_000
 BACKLOG = 4096
 IDLE_S = 0.1
 """How often a server without streams looks whether it was told to stop."""
-NS_PER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

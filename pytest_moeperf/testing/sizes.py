@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["GIB", "ModelSizes"]
+from pytest_moeperf.units import GIB
 
-GIB = 2**30
+__all__ = ["ModelSizes"]
+
 BYTES_PER_WEIGHT = 2
 EXPERT_KEYS = ("num_local_experts", "num_experts")
 FFN_KEYS = ("moe_intermediate_size", "intermediate_size")

@@ -6,14 +6,13 @@ import math
 import random
 from typing import TYPE_CHECKING
 
+from pytest_moeperf.units import NS_PER_S
 from pytest_moeperf.workload.shapes import Burst, ClosedLoop, OpenLoop
 
 if TYPE_CHECKING:
     from pytest_moeperf.workload.shapes import Trace, TraceReplay, Workload
 
 __all__ = ["replayed", "send_offsets_ns", "think_times_ns"]
-
-_NS_PER_S = 1e9
 
 
 def send_offsets_ns(workload: Workload, trace: Trace) -> list[int | None]:
@@ -46,7 +45,7 @@ def think_times_ns(workload: Workload, requests: int) -> list[int]:
         return [0] * requests
     generator = random.Random(f"think {workload.think_seed}")  # noqa: S311  load, not secrets
     return [
-        0 if index < workload.concurrency else round(_rest_s(workload, generator) * _NS_PER_S)
+        0 if index < workload.concurrency else round(_rest_s(workload, generator) * NS_PER_S)
         for index in range(requests)
     ]
 
@@ -71,7 +70,7 @@ def _open_loop_ns(workload: OpenLoop) -> list[int]:
     if workload.end_rate is not None:
         return _ramp_ns(workload.request_rate, workload.end_rate, drawn)
     scale = workload.requests / workload.request_rate / at
-    return [round(each * scale * _NS_PER_S) for each in drawn]
+    return [round(each * scale * NS_PER_S) for each in drawn]
 
 
 def _gap(workload: OpenLoop, generator: random.Random) -> float:
@@ -97,7 +96,7 @@ def _ramp_ns(start_rate: float, end_rate: float, drawn: list[float]) -> list[int
             2
             * sent
             / (start_rate + math.sqrt(max(start_rate**2 + 2 * sent * slope, 0.0)))
-            * _NS_PER_S
+            * NS_PER_S
         )
         for sent in (each * scale for each in drawn)
     ]

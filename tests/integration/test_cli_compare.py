@@ -34,7 +34,7 @@ def write_run(tmp_path, fingerprint, make_start):
                 workload="8 at once",
                 fingerprint=here,
                 start=starts[0],
-                bought=tuple(starts[1:]),
+                further=tuple(starts[1:]),
                 verdicts=(Verdict(metric=METRIC, outcome=Outcome.PASS, direction="lower"),),
             )
             for cell in cells

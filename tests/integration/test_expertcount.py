@@ -20,7 +20,7 @@ from pytest_moeperf.errors import (
     UsageError,
 )
 from pytest_moeperf.expertcount import count_experts
-from pytest_moeperf.launch import PROBE_PATH, start_server
+from pytest_moeperf.launch import ENGINE_PROBE_PATH, start_server
 from pytest_moeperf.models import catalogue
 from pytest_moeperf.records import EngineInstall, RequestSpec, ServerSpec
 from pytest_moeperf.server import RunningServer, attach_server
@@ -288,7 +288,7 @@ def test_sglang_finds_the_plugin_that_its_blocks_need(sglang, model_type, tmp_pa
         scratch=tmp_path,
         gpu_ids=("0",),
         counting=route,
-        probe_path=PROBE_PATH,
+        probe_path=ENGINE_PROBE_PATH,
     )
 
     def exit_code(env):

@@ -36,15 +36,15 @@ def run(tmp_path):
         out_dir=tmp_path,
     )
     made = Run(settings, lambda _phase, _detail: None)
-    made._models["tiny", (), "auto"] = SimpleNamespace(name="tiny", digest="d")
+    made.resolver._models["tiny", (), "auto"] = SimpleNamespace(name="tiny", digest="d")
     return made
 
 
 @pytest.fixture
 def serving(run, model, machine, tmp_path):
     """The run with a pool of its own, for servers of `make_spec`."""
-    run._models[model.name, (), "auto"] = model
-    vars(run)["hardware"] = machine
+    run.resolver._models[model.name, (), "auto"] = model
+    vars(run.resolver)["hardware"] = machine
     lease = MachineLease(folder=tmp_path / "lease")
     with ServerPool(machine, log_dir=tmp_path / "logs", lease=lease) as pool:
         vars(run)["pool"] = pool
@@ -52,14 +52,14 @@ def serving(run, model, machine, tmp_path):
 
 
 def fingerprint(run, url):
-    return run._fingerprint(SPEC, EngineInstall(engine="vllm", url=url), "burst")
+    return run._results._fingerprint(SPEC, EngineInstall(engine="vllm", url=url), "burst")
 
 
 @pytest.mark.parametrize(
     "url", [None, "http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000/v"]
 )
 def test_a_server_of_this_machine_has_its_fingerprint(run, url):
-    assert fingerprint(run, url).cpu_model == run.hardware.cpu_model
+    assert fingerprint(run, url).cpu_model == run.resolver.hardware.cpu_model
 
 
 def test_a_server_elsewhere_is_never_taken_for_this_machine(run):
@@ -107,7 +107,7 @@ def turns(run, monkeypatch):
 
     monkeypatch.setattr("pytest_moeperf.run.interleave", interleave)
     monkeypatch.setattr(run, "_in_turns", lambda specs: [range(len(specs))])
-    monkeypatch.setattr(run, "_result", lambda _spec, _played: RESULT)
+    monkeypatch.setattr(run._results, "of_load", lambda _spec, _played: RESULT)
     run._turn = 6
     cells = [MeasuredCell(RESULT, SPEC, Played()) for _ in range(2)]
     return SimpleNamespace(cells=cells, began=began)

@@ -87,7 +87,7 @@ def test_a_server_is_ready_with_its_facts_and_ends_without_a_trace(start):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = start(port=port, on_progress=lambda phase, _: phases.append(phase), start_delay_s=0.3)
+    server = start(port=port, on_progress=phases.append, start_delay_s=0.3)
     assert server.url == f"http://127.0.0.1:{port}"
     assert server.startup_s >= 0.3
     assert server.facts.kv_cache_tokens == 131_072
@@ -101,7 +101,7 @@ def test_a_server_is_ready_with_its_facts_and_ends_without_a_trace(start):
 
     assert server.stop() < 10
     assert server.shutdown.clean
-    assert not members(server.pgid)
+    assert not members(server.pid)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", server.port))
 
@@ -114,7 +114,7 @@ def test_workers_that_ignore_sigterm_are_killed_and_reported(start):
         server.check_alive()
     server.stop()
     assert server.shutdown.killed == 2
-    assert not members(server.pgid)
+    assert not members(server.pid)
 
 
 def test_an_observation_has_the_growth_of_counters_and_the_log_of_the_play(start):
@@ -183,7 +183,7 @@ def guardians():
 def test_ctrl_c_during_a_start_leaves_nothing(start):
     seen = []
 
-    def interrupt(phase, _elapsed_s):
+    def interrupt(phase):
         seen.append(phase)
         raise KeyboardInterrupt
 

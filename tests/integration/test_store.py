@@ -184,10 +184,10 @@ def test_a_folder_that_is_not_there_cannot_be_searched(root):
 def test_nothing_is_written_before_the_flush(root, make_recording):
     writer = store.BaselineWriter(root)
     writer.add(make_recording())
-    assert [change.label for change in writer.changes()] == [
+    assert not root.exists()
+    assert [change.label for change in writer.flush()] == [
         f"new, 1 start: {root}/cpu/vllm/{CELL}.json"
     ]
-    assert not root.exists()
 
 
 def test_a_flush_writes_once_and_says_what(root, path, recorded, make_recording, make_start):
@@ -399,7 +399,7 @@ def test_an_invalid_repeat_is_not_recorded(root, make_recording, make_start):
     writer = store.BaselineWriter(root)
     with pytest.raises(UsageError, match=r"seed 9 is invalid \(failed_requests\)"):
         writer.add(make_recording(start=start))
-    assert writer.changes() == ()
+    assert writer.flush() == ()
 
 
 def test_what_could_not_be_read_back_is_not_written(root, recorded, make_recording, make_start):
@@ -418,7 +418,7 @@ def test_a_recording_that_cannot_join_is_refused_when_it_is_added(root, recorded
     recorded.write_text("{")
     with pytest.raises(BaselineError, match="not JSON"):
         writer.add(make_recording())
-    assert [change.cell for change in writer.changes()] == ["serving/other"]
+    assert [change.cell for change in writer.flush()] == ["serving/other"]
 
 
 def test_a_folder_that_links_elsewhere_is_not_written_through(tmp_path, root, make_recording):

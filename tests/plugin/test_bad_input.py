@@ -110,7 +110,7 @@ def test_a_server_that_died_is_started_anew_for_the_next_test(suite):
 @pytest.fixture
 def hasty(monkeypatch):
     """Where a request failed, the process is not watched for its end for long."""
-    monkeypatch.setattr("pytest_moeperf.driver.DEATH_NOTICE_S", 0.1)
+    monkeypatch.setattr("pytest_moeperf.process.DEATH_NOTICE_S", 0.1)
 
 
 def test_requests_that_fail_make_the_cell_invalid_and_are_counted(suite, hasty, fails):

@@ -36,7 +36,7 @@ def test_without_time_every_cell_has_the_start_it_was_measured_on(slowed):
     outcome.shows(
         "  itl_token_ms.p50 *INCONCLUSIVE", "    *; no further start within --max-minutes 0"
     )
-    assert not any(cell["bought"] for cell in outcome.run_json["cells"])
+    assert not any(cell["further"] for cell in outcome.run_json["cells"])
 
 
 def test_the_time_is_shared_by_all_cells_of_the_session(slowed, monkeypatch):

@@ -37,15 +37,15 @@ def test_a_doubtful_cell_is_measured_on_a_second_server_before_it_fails(slowed):
     )
     assert len(outcome.logs) == 2
     [cell] = outcome.run_json["cells"]
-    assert len(cell["bought"]) == 1
-    assert cell["bought"][0]["start_id"] != cell["start"]["start_id"]
+    assert len(cell["further"]) == 1
+    assert cell["further"][0]["start_id"] != cell["start"]["start_id"]
 
 
 def test_with_xdist_it_is_the_same(slowed):
     outcome = slowed.run_process("-n", 2)
     outcome.counts(failed=1)
     assert len(outcome.logs) == 2
-    assert len(outcome.run_json["cells"][0]["bought"]) == 1
+    assert len(outcome.run_json["cells"][0]["further"]) == 1
 
 
 def test_a_ratio_of_a_cell_whose_server_was_replaced_is_measured_on_the_new_one(slowed):
@@ -55,8 +55,8 @@ def test_a_ratio_of_a_cell_whose_server_was_replaced_is_measured_on_the_new_one(
     assert len(outcome.logs) == 2
     first, *_, ratio = outcome.run_json["cells"]
     assert ratio["verdicts"][0]["outcome"] == "REGRESSED"
-    [bought] = ratio["bought"]
-    assert bought["start_id"] == first["bought"][0]["start_id"]
+    [bought] = ratio["further"]
+    assert bought["start_id"] == first["further"][0]["start_id"]
     assert len(bought["repeats"]["seeds"]) == 2
 
 

@@ -113,7 +113,7 @@ def slowed(suite, record):
 
 
 def bought(outcome):
-    return [[start["start_id"] for start in cell["bought"]] for cell in outcome.run_json["cells"]]
+    return [[start["start_id"] for start in cell["further"]] for cell in outcome.run_json["cells"]]
 
 
 def test_one_further_start_serves_all_tests_of_a_server(slowed):
@@ -253,7 +253,7 @@ def test_one_that_is_expected_to_fail_waits_as_well(slowed, strict):
     outcome = slowed.run("-k", "first_token")
     outcome.counts(xfailed=1)
     [cell] = outcome.run_json["cells"]
-    assert (len(cell["bought"]), cell["verdicts"][0]["outcome"]) == (1, "EXPECTED")
+    assert (len(cell["further"]), cell["verdicts"][0]["outcome"]) == (1, "EXPECTED")
 
 
 def test_a_gate_in_a_fixture_does_not_wait(slowed):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_moeperf.engines import EngineFacts, engine_driver
+from pytest_moeperf.engines import EngineFacts, engine_named
 
 SUITES = Path(__file__).parents[2] / "suites"
 RECORDING = Path(__file__).parents[1] / "data" / "nvml" / "1x-h200.json"
@@ -50,8 +50,8 @@ def test_a_kv_cache_of_unknown_size_fails_in_one_line(suite, monkeypatch):
     source = SUITES / "memory" / "test_kv_cache.py"
     suite.write(re.sub(r"\bmodel\b", "moe", source.read_text()))
     silent = EngineFacts(kv_cache_tokens=131_072)
-    driver = type(engine_driver("vllm"))
-    monkeypatch.setattr(driver, "parse_facts", lambda _driver, _lines: silent)
+    engine = type(engine_named("vllm"))
+    monkeypatch.setattr(engine, "parse_facts", lambda _engine, _lines: silent)
     outcome = suite.run()
     outcome.counts(failed=1)
     outcome.shows("*kv_cache_gib could not be measured")

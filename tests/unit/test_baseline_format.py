@@ -9,7 +9,15 @@ import pytest
 from pytest_moeperf.baseline import Anchor, Baseline, EngineProvenance, KnownRegression
 from pytest_moeperf.baseline_format import encode
 from pytest_moeperf.errors import BaselineError
-from pytest_moeperf.records import Fingerprint, GpuReading, Outcome, StartRecord
+from pytest_moeperf.records import (
+    CellResult,
+    Fingerprint,
+    GpuReading,
+    NextStep,
+    Outcome,
+    StartRecord,
+    Verdict,
+)
 from pytest_moeperf.store import decoded as decoded_from
 from pytest_moeperf.store import schema
 
@@ -279,7 +287,7 @@ def test_whole_numbers_that_are_written_with_a_point_are_whole(baseline):
 
 
 def test_the_schemas_list_the_fields_of_the_records():
-    names = ("baseline-1", "baseline-2", "run-1")
+    names = ("baseline-1", "baseline-2", "run-2")
     definitions = {name: schema(name)["$defs"] for name in names}
     fingerprint = {field.name for field in dataclasses.fields(Fingerprint)}
     start = {field.name for field in dataclasses.fields(StartRecord)}
@@ -287,24 +295,28 @@ def test_the_schemas_list_the_fields_of_the_records():
     optional = {"start": {"gpus", "warmup"}}
     engine = {field.name for field in dataclasses.fields(EngineProvenance)}
     known = {field.name for field in dataclasses.fields(KnownRegression)}
+    cell = {field.name for field in dataclasses.fields(CellResult)}
     for document, name, fields in (
         *((document, "fingerprint", fingerprint) for document in names),
         ("baseline-1", "start", start - {"warmup"}),
-        ("run-1", "start", start),
+        ("run-2", "start", start),
         ("baseline-2", "start", line),
         ("baseline-2", "engine", engine),
         ("baseline-2", "known", known),
+        ("run-2", "cell", cell),
+        ("run-2", "step", {field.name for field in dataclasses.fields(NextStep)}),
+        ("run-2", "verdict", {field.name for field in dataclasses.fields(Verdict)}),
     ):
         assert set(definitions[document][name]["properties"]) == fields
         assert set(definitions[document][name]["required"]) == fields - optional.get(name, set())
     readings = {field.name for field in dataclasses.fields(GpuReading)} - {"uuid"}
-    for document in ("baseline-2", "run-1"):
+    for document in ("baseline-2", "run-2"):
         gpus = definitions[document]["gpus"]
         assert set(gpus["properties"]) == readings | {"gpu", "repeat", "uuids"}
-    assert set(definitions["run-1"]["outcome"]["enum"]) == set(Outcome)
+    assert set(definitions["run-2"]["outcome"]["enum"]) == set(Outcome)
 
 
-@pytest.mark.parametrize("name", ["baseline-1", "baseline-2", "waivers-1", "run-1"])
+@pytest.mark.parametrize("name", ["baseline-1", "baseline-2", "waivers-1", "run-2"])
 def test_the_schemas_are_schemas(name):
     from jsonschema import Draft202012Validator  # noqa: PLC0415 - as in the code it is tested for
 

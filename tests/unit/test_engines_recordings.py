@@ -1,4 +1,4 @@
-"""What both drivers read in recorded starts on H200s; the values were read off by hand.
+"""What both engines read in recorded starts on H200s; the values were read off by hand.
 
 Lines, ends of long lists and most steps of progress bars are left out of the logs, and paths and
 addresses replaced. The rest stands as it was written, carriage returns included.
@@ -77,37 +77,28 @@ SGLANG = {
 }
 LLAMA = {"version": "0.24.0", "weights_gib": 15.0, "graphs_gib": 0.98}
 
-# Weights that are made up are not loaded, so that vLLM tells no time for it.
 FACTS = {
     MIXTRAL_FIRST: EngineFacts(
         **MIXTRAL,
         kv_cache_tokens=319_264,
-        compile_s=25.47,
         caches_cold=True,
-        engine_init_s=62.44,
     ),
     MIXTRAL_WARM: EngineFacts(
         **MIXTRAL,
         kv_cache_tokens=319_248,
-        compile_s=4.63,
         caches_cold=False,
-        engine_init_s=21.38,
     ),
     LLAMA_FIRST: EngineFacts(
         **LLAMA,
         kv_cache_tokens=919_824,
         kv_cache_gib=112.28,
-        compile_s=28.27,
         caches_cold=True,
-        engine_init_s=56.05,
     ),
     LLAMA_WARM: EngineFacts(
         **LLAMA,
         kv_cache_tokens=921_696,
         kv_cache_gib=112.51,
-        compile_s=3.42,
         caches_cold=False,
-        engine_init_s=9.2,
     ),
     LLAMA_ON_TWO: EngineFacts(
         version="0.24.0",
@@ -115,13 +106,11 @@ FACTS = {
         graphs_gib=0.72,
         kv_cache_tokens=1_961_216,
         kv_cache_gib=119.7,
-        compile_s=3.33,
         caches_cold=False,
-        engine_init_s=9.46,
     ),
     # Its first CUDA graph takes a minute where no start has been before.
-    SGLANG_FIRST: EngineFacts(**SGLANG, weights_load_s=0.27, caches_cold=True),
-    SGLANG_WARM: EngineFacts(**SGLANG, weights_load_s=0.22, caches_cold=False),
+    SGLANG_FIRST: EngineFacts(**SGLANG, caches_cold=True),
+    SGLANG_WARM: EngineFacts(**SGLANG, caches_cold=False),
 }
 
 every_recording = pytest.mark.parametrize("recording", FACTS, ids=str)

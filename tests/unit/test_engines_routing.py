@@ -16,7 +16,7 @@ import pytest
 
 from pytest_moeperf.engines import ENGINES, Launch
 from pytest_moeperf.errors import RoutingError, UsageError
-from pytest_moeperf.launch import PROBE_PATH
+from pytest_moeperf.launch import ENGINE_PROBE_PATH
 from pytest_moeperf.models import catalogue
 from pytest_moeperf.records import RequestSpec, ServerSpec
 
@@ -40,7 +40,7 @@ def launch(counting, **changes):
         "scratch": Path("/scratch"),
         "core_ids": (0, 1),
         "counting": counting,
-        "probe_path": PROBE_PATH,
+        "probe_path": ENGINE_PROBE_PATH,
     }
     return Launch(**{**fields, **changes})
 
@@ -164,7 +164,7 @@ def test_sglang_needs_our_plugin_for_blocks_that_do_not_tell_their_layer(model_t
     assert found.probe
     env = SGLANG.env(SPEC, launch(found, gpu_ids=("0",)), {"PYTHONPATH": "/mine"})
     assert env["MOEPERF_SGLANG_BLOCK"] == block
-    assert env["PYTHONPATH"] == str(PROBE_PATH)
+    assert env["PYTHONPATH"] == str(ENGINE_PROBE_PATH)
 
 
 def test_gpt_oss_runs_on_kernels_that_record():
@@ -300,7 +300,7 @@ def test_answers_that_are_not_whole_are_errors_that_say_so(engine, answer, messa
 @pytest.fixture
 def probe(monkeypatch):
     """The probe as an engine imports it, with a stand-in for what it needs of the engine."""
-    monkeypatch.syspath_prepend(str(PROBE_PATH))
+    monkeypatch.syspath_prepend(str(ENGINE_PROBE_PATH))
 
     def module(name, **values):
         stub = ModuleType(name)

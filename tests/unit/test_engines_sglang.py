@@ -1,4 +1,4 @@
-"""The SGLang driver against real logs, metrics, and sources in both styles that it had."""
+"""SGLang against real logs, metrics, and sources in both styles that it had."""
 
 import re
 from pathlib import Path
@@ -140,7 +140,6 @@ def test_facts_of_a_log_on_two_gpus():
         graphs_gib=1.16,
         moe_backend="triton",
         moe_config="triton_3_1_0/E=8,N=7168,device_name=NVIDIA_H200.json",
-        weights_load_s=0.11,
     )
 
 

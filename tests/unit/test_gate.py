@@ -69,14 +69,13 @@ def assessed(fingerprint, stored):
             workload="w",
             fingerprint=replace(fingerprint, **differing),
             start=now,
-            bought=(now,) * (starts - 1),
+            further=(now,) * (starts - 1),
             old=tuple(old),
             new=tuple(new),
         )
         options.setdefault("p_limit", 0.001)
-        return gate.judge_metric(
-            cell, key, stored=baseline or stored(), hardware=hardware, **options
-        )
+        reference = gate.Reference(stored=baseline or stored(), date=options.pop("date", ""))
+        return gate.judge_metric(cell, key, reference, hardware=hardware, **options)
 
     return judge
 
@@ -147,8 +146,9 @@ def test_a_start_that_compiled_for_the_first_time_is_not_held_against_later_ones
         start=started(caches),
     )
     warm = replace(stored(), starts=tuple(started("warm", f"s{number}") for number in range(3)))
-    verdict = gate.judge_metric(cell, key, stored=warm, hardware="h200", p_limit=0.001).verdict
-    assert verdict.outcome is outcome
+    reference = gate.Reference(stored=warm)
+    found = gate.judge_metric(cell, key, reference, hardware="h200", p_limit=0.001)
+    assert found.verdict.outcome is outcome
 
 
 def test_one_slow_start_asks_for_another(assessed):
@@ -230,7 +230,8 @@ def test_a_cell_without_a_baseline_says_so(fingerprint):
         fingerprint=fingerprint,
         start=start(20.0),
     )
-    found = gate.judge_metric(cell, KEY, stored=None, hardware="cpu", p_limit=0.001)
+    reference = gate.Reference(stored=None)
+    found = gate.judge_metric(cell, KEY, reference, hardware="cpu", p_limit=0.001)
     assert (found.verdict.outcome, found.need) == (Outcome.NO_BASELINE, None)
 
 
@@ -244,7 +245,8 @@ def test_a_cell_without_a_start_is_invalid(fingerprint, stored):
         fingerprint=fingerprint,
         start=None,
     )
-    found = gate.judge_metric(cell, KEY, stored=stored(), hardware="cpu", p_limit=0.001)
+    reference = gate.Reference(stored=stored())
+    found = gate.judge_metric(cell, KEY, reference, hardware="cpu", p_limit=0.001)
     assert (found.verdict.outcome, found.verdict.notes) == (Outcome.INVALID, ())
 
 

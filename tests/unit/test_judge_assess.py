@@ -256,7 +256,7 @@ def test_the_first_look_at_an_a_b_pays_more_than_the_last():
     assert (five.verdict.outcome, five.need) == (Outcome.REGRESSED, None)
 
 
-def test_a_start_that_was_as_slow_before_makes_all_looks_necessary():
+def test_a_start_that_was_as_slow_before_makes_all_checkpoints_necessary():
     stored = (20.0, 20.0, 25.0, 20.0, 20.0)
     slow = judged([25.0, 25.0], stored, old=[20.0] * 3, new=[25.0] * 3)
     assert (slow.verdict.outcome, slow.need) == (Outcome.INCONCLUSIVE, Need.PAIR)
@@ -266,13 +266,13 @@ def test_a_start_that_was_as_slow_before_makes_all_looks_necessary():
     assert (new.verdict.outcome, new.need) == (Outcome.REGRESSED, None)
 
 
-def test_pairs_between_two_looks_are_not_looked_at():
+def test_pairs_between_two_checkpoints_change_nothing():
     three = judged([20.7] * 2, old=[20.0] * 3, new=[20.7] * 3, limit=0.0003)
     four = judged([20.7] * 2, old=[20.0] * 4, new=[20.7] * 3 + [40.0], limit=0.0003)
     assert four == three
 
 
-def test_pairs_before_the_first_look_leave_it_to_the_baseline():
+def test_pairs_before_the_first_checkpoint_leave_it_to_the_baseline():
     doubtful = judged([20.7] * 2, old=[20.0] * 2, new=[20.7] * 2)
     assert (doubtful.verdict.paired, doubtful.need) == (False, Need.PAIR)
     assert judged([20.0], old=[20.0], new=[24.0]).verdict.outcome is Outcome.PASS

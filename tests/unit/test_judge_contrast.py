@@ -3,7 +3,7 @@ import math
 import pytest
 
 from pytest_moeperf.judge import Noise, StartValue, spread_of
-from pytest_moeperf.judge.contrast import Contrast, against_old, against_stored, price_of_look
+from pytest_moeperf.judge.contrast import Contrast, against_old, against_stored, price_of_checkpoint
 
 NOISE = Noise(within=0.02, between=0.01, df=20, between_df=22)
 
@@ -67,7 +67,7 @@ def test_without_noise_every_loss_is_sure(measured, p):
     assert contrast.visible_log(0.001) == 0.0
 
 
-@pytest.mark.parametrize(("looks", "prices"), [(1, [1]), (2, [3, 1.5]), (3, [6, 3, 2])])
-def test_the_looks_share_one_chance_of_a_false_alarm(looks, prices):
-    assert [price_of_look(number, looks) for number in range(1, looks + 1)] == prices
+@pytest.mark.parametrize(("number", "prices"), [(1, [1]), (2, [3, 1.5]), (3, [6, 3, 2])])
+def test_the_checkpoints_share_one_chance_of_a_false_alarm(number, prices):
+    assert [price_of_checkpoint(each, of=number) for each in range(1, number + 1)] == prices
     assert sum(1 / price for price in prices) == pytest.approx(1)

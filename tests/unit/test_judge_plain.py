@@ -30,13 +30,13 @@ def test_a_ratio_within_its_bounds_passes():
 @pytest.mark.parametrize(
     ("value", "bounds", "reason"),
     [
-        (0.31, {"lower": 0.4}, "x is 0.31 s, below what is allowed (at least 0.4 s)"),
-        (2.0, {"upper": 1.5}, "x is 2.00 s, above what is allowed (at most 1.50 s)"),
-        (2.0, {"lower": 1.0, "upper": 1.5}, "x is 2.00 s, above what is allowed (1.00 to 1.50 s)"),
+        (0.31, {"lower": 0.4}, "x is 0.31, below what is allowed (at least 0.4)"),
+        (2.0, {"upper": 1.5}, "x is 2.00, above what is allowed (at most 1.50)"),
+        (2.0, {"lower": 1.0, "upper": 1.5}, "x is 2.00, above what is allowed (1.00 to 1.50)"),
     ],
 )
 def test_a_figure_outside_its_bounds_fails_and_names_them(value, bounds, reason):
-    verdict = judge_bounds("x", [value], unit="s", **bounds)
+    verdict = judge_bounds("x", [value], **bounds)
     assert verdict.outcome is Outcome.REGRESSED
     assert verdict.reason == reason
 

@@ -107,7 +107,7 @@ def test_the_order_of_starts_and_repeats_does_not_matter(evidence, hardware, rng
 
 
 @given(st.sampled_from(CONTINUOUS), ARM, ARM, HARDWARE)
-@example(  # The new arm stays within what the old one has shown: blame waits for the last look.
+@example(  # Within what the old arm has shown: blame waits for the last checkpoint.
     key="ttft_ms.mean",
     old=((16.0,), (16.0,), (18.0,)),
     new=((18.0,), (18.0,), (19.0,)),
@@ -119,7 +119,7 @@ def test_swapping_the_arms_mirrors_the_verdict(key, old, new, hardware):
         return judged(both, hardware=hardware)
 
     def is_mirrored(one, other):
-        """A loss is a gain seen from the other side; the loss alone may need another look."""
+        """A loss is a gain seen from the other side; the loss alone may need another checkpoint."""
         if one.verdict.outcome is Outcome.REGRESSED:
             return other.verdict.outcome is Outcome.IMPROVED
         if one.verdict.outcome is Outcome.IMPROVED:

@@ -43,7 +43,7 @@ def test_tails_are_given_more_room_than_medians():
 def test_a_release_is_looked_at_twice_as_sharply():
     policy = policy_for("h200", "output_throughput", release=True)
     assert (policy.tolerance, policy.catch) == (0.015, pytest.approx(0.03))
-    assert (policy.looks, policy.unpaired_starts) == ((5, 10), 10)
+    assert (policy.checkpoints, policy.unpaired_starts) == ((5, 10), 10)
     assert policy_for("cpu", "tpot_ms.p50", release=True) == policy_for("cpu", "tpot_ms.p50")
 
 
@@ -69,10 +69,10 @@ def test_a_metric_without_direction_takes_no_baseline():
         ({"catch": math.inf}, "catch inf: give a ratio"),
         ({"beta": 0.0}, "beta 0.0: give a chance"),
         ({"unpaired_starts": 0}, "unpaired_starts 0: give a number from 1 up"),
-        ({"looks": ()}, r"looks \(\): give rising numbers"),
-        ({"looks": (1, 3)}, "give rising numbers"),
-        ({"looks": (5, 3)}, "give rising numbers"),
-        ({"looks": (3, 3)}, "give rising numbers"),
+        ({"checkpoints": ()}, r"checkpoints \(\): give rising numbers"),
+        ({"checkpoints": (1, 3)}, "give rising numbers"),
+        ({"checkpoints": (5, 3)}, "give rising numbers"),
+        ({"checkpoints": (3, 3)}, "give rising numbers"),
     ],
 )
 def test_a_policy_that_decides_nothing_is_refused(fields, message):

@@ -9,10 +9,10 @@ import pytest
 
 from pytest_moeperf.baseline import Baseline, EngineProvenance
 from pytest_moeperf.errors import ServerStartError
+from pytest_moeperf.gate import Reference
 from pytest_moeperf.measured import MeasuredCell
 from pytest_moeperf.patience import Patience
 from pytest_moeperf.records import CellResult, EngineInstall, Outcome, ServerSpec
-from pytest_moeperf.references import Reference
 from pytest_moeperf.sampling import Budget, Limits, Sampler
 
 TPOT, ITL = "tpot_ms.p50", "itl_token_ms.p50"
@@ -32,6 +32,7 @@ class ScriptedRun:
         self.patience = Patience(sleep=lambda _s: None)
         self.did = []
         self.looks = iter(())
+        self.resolver = SimpleNamespace(engine=lambda _text: OLD)
         self.unbearable = ()
         """Engines whose servers end under the load of a companion."""
         self.itl_ms = 20.0
@@ -50,9 +51,6 @@ class ScriptedRun:
         self._stage = name
         yield
         self._stage = ""
-
-    def engine(self, _text):
-        return OLD
 
     def restartable(self, _cell):
         return not self._attached
@@ -130,9 +128,7 @@ def night(make_start, fingerprint):
             engine=EngineProvenance(distribution="vllm", version="0.31.0"),
             expires="2026-12-31",
         )
-        reference = Reference(
-            stored=baseline if stored else None, priors={TPOT: None, ITL: None}, date="2026-01-03"
-        )
+        reference = Reference(stored=baseline if stored else None, date="2026-01-03")
         references = SimpleNamespace(of=lambda _cell, _metrics: reference)
         run = ScriptedRun(make_start, at, new=new, old=old, attached=attached)
         return run, Sampler(run, references, Limits(**limits), gates=gates)
@@ -167,7 +163,7 @@ class InDoubt:
     """Cells of one server that are all in doubt and wait, and what each costs."""
 
     def __init__(self, run, sampler, *costs_s, startup_s=60.0):
-        self.cells, self.cases = [], []
+        self.cells, self.open_cells = [], []
         self._sampler = sampler
         for cost_s in costs_s:
             cell = run.measured()
@@ -175,24 +171,24 @@ class InDoubt:
             cell.result = replace(cell.result, start=start)
             cell.measurement = Played(cost_s)
             self.cells.append(cell)
-            self.cases.append(sampler.begin(cell, "suite", [TPOT]))
-            assert sampler.wants(self.cases[-1])
-            sampler.wait(self.cases[-1])
+            self.open_cells.append(sampler.begin(cell, "suite", [TPOT]))
+            assert sampler.wants(self.open_cells[-1])
+            sampler.wait(self.open_cells[-1])
 
     def judge(self, number):
-        return self._sampler.settle(self.cases[number])
+        return self._sampler.settle(self.open_cells[number])
 
     @property
-    def bought(self):
-        return [len(cell.result.bought) for cell in self.cells]
+    def further(self):
+        return [len(cell.result.further) for cell in self.cells]
 
 
 def test_a_cell_that_waits_is_measured_no_further_until_it_is_settled(night):
     run, sampler = night(new=(20.7, 20.0))
     tests = InDoubt(run, sampler, 1.0)
-    assert (tests.bought, run.did) == ([0], [])
+    assert (tests.further, run.did) == ([0], [])
     assert tests.judge(0).verdicts[0].outcome is Outcome.PASS
-    assert tests.bought == [1]
+    assert tests.further == [1]
 
 
 def test_a_clean_cell_wants_nothing(night):
@@ -202,9 +198,9 @@ def test_a_clean_cell_wants_nothing(night):
 
 def test_what_no_further_start_is_left_for_wants_none(night):
     run, sampler = night(new=(22.0,), max_starts=1)
-    case = sampler.begin(run.measured(), "suite", [TPOT])
-    assert not sampler.wants(case)
-    [verdict] = sampler.settle(case).verdicts
+    open_cell = sampler.begin(run.measured(), "suite", [TPOT])
+    assert not sampler.wants(open_cell)
+    [verdict] = sampler.settle(open_cell).verdicts
     assert verdict.reason.endswith("; no further start within --max-starts 1")
 
 
@@ -214,7 +210,7 @@ def test_one_further_start_serves_all_that_wait(night):
     outcomes = [tests.judge(number).verdicts[0].outcome for number in range(3)]
     assert outcomes == [Outcome.PASS] * 3
     assert run.did == ["start 2 of up to 5 for suite and 2 more cells"]
-    assert tests.bought == [1, 1, 1]
+    assert tests.further == [1, 1, 1]
 
 
 def test_what_it_was_enough_for_takes_no_further_one(night):
@@ -222,7 +218,7 @@ def test_what_it_was_enough_for_takes_no_further_one(night):
     run, sampler = night(new=(20.7, 20.7, 20.7, 20.0, 20.0))
     tests = InDoubt(run, sampler, 1.0, 1.0)
     tests.judge(0)
-    assert tests.bought == [2, 1]
+    assert tests.further == [2, 1]
     did = list(run.did)
     assert tests.judge(1).verdicts[0].outcome is Outcome.PASS
     assert run.did == did
@@ -231,20 +227,20 @@ def test_what_it_was_enough_for_takes_no_further_one(night):
 def test_two_tests_of_one_cell_share_its_starts(night):
     run, sampler = night(new=(20.7, 20.0))
     cell = run.measured()
-    cases = [sampler.begin(cell, suite, [TPOT]) for suite in ("a", "b")]
-    for case in cases:
-        sampler.wait(case)
-    results = [sampler.settle(case) for case in cases]
-    assert [len(result.bought) for result in results] == [1, 1]
+    open_cells = [sampler.begin(cell, suite, [TPOT]) for suite in ("a", "b")]
+    for open_cell in open_cells:
+        sampler.wait(open_cell)
+    results = [sampler.settle(open_cell) for open_cell in open_cells]
+    assert [len(result.further) for result in results] == [1, 1]
     assert run.did == ["start 2 of up to 5 for a"]
 
 
 def test_what_was_dropped_takes_no_start_of_others(night):
     run, sampler = night(new=(20.7, 20.7, 20.0))
     tests = InDoubt(run, sampler, 1.0, 1.0)
-    sampler.drop(tests.cases[1])
+    sampler.drop(tests.open_cells[1])
     tests.judge(0)
-    assert tests.bought == [1, 0]
+    assert tests.further == [1, 0]
 
 
 def test_what_failed_while_it_was_settled_takes_no_start_of_others(night):
@@ -253,7 +249,7 @@ def test_what_failed_while_it_was_settled_takes_no_start_of_others(night):
     with pytest.raises(ServerStartError):
         tests.judge(0)
     tests.judge(1)
-    assert tests.bought == [0, 1]
+    assert tests.further == [0, 1]
 
 
 def test_another_server_is_not_theirs(night):
@@ -261,7 +257,7 @@ def test_another_server_is_not_theirs(night):
     tests = InDoubt(run, sampler, 1.0, 1.0)
     tests.cells[1].spec = replace(SPEC, max_model_len=64)
     tests.judge(0)
-    assert tests.bought == [1, 0]
+    assert tests.further == [1, 0]
 
 
 def test_a_cell_that_ended_a_server_takes_no_start_of_others(night):
@@ -269,7 +265,7 @@ def test_a_cell_that_ended_a_server_takes_no_start_of_others(night):
     tests = InDoubt(run, sampler, 1.0, 1.0, 1.0)
     tests.cells[1].alone = True
     tests.judge(0)
-    assert tests.bought == [1, 0, 1]
+    assert tests.further == [1, 0, 1]
 
 
 def test_both_arms_of_an_ab_serve_all_that_wait(night):
@@ -305,7 +301,7 @@ def test_an_old_engine_that_fails_leaves_the_starts_to_be_shared(night):
         assert verdict.reason.endswith(
             "no A/B, because vllm==0.31.0 failed: the server ended at once"
         )
-    assert tests.bought == [4, 4, 4]
+    assert tests.further == [4, 4, 4]
     assert len(run.did) == 1 + 1 + 3
 
 
@@ -315,7 +311,7 @@ def test_others_take_no_time_that_the_cell_in_doubt_may_need(night, max_minutes,
     run, sampler = night(new=(22.0,), max_minutes=max_minutes)
     tests = InDoubt(run, sampler, 1.0, 20.0, startup_s=50.0)
     tests.judge(0)
-    assert tests.bought == [4, theirs]
+    assert tests.further == [4, theirs]
 
 
 def test_a_load_that_ended_the_tested_engine_fails_its_own_test(night):
@@ -351,7 +347,7 @@ def test_none_takes_more_starts_than_a_cell_may_have(night):
     tests = InDoubt(run, sampler, 1.0, 1.0)
     tests.cells[1].invalid = 1
     tests.judge(0)
-    assert tests.bought == [2, 1]
+    assert tests.further == [2, 1]
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -364,10 +360,10 @@ def test_repeats_on_a_later_start_take_the_place_of_its_own(night, paired):
         cell.add_start(later)
     first = cell.result.start
     again = replace(later, start=replace(later.start, repeats=later.start.repeats * 2))
-    cell.play_again(again)
+    cell.replace_repeats(again)
     assert cell.result.start is first
-    assert (cell.result.new if paired else cell.result.bought) == (again.start,)
-    cell.play_again(replace(again, invalid=True))
+    assert (cell.result.new if paired else cell.result.further) == (again.start,)
+    cell.replace_repeats(replace(again, invalid=True))
     assert cell.result.invalid
 
 
@@ -375,7 +371,7 @@ def test_a_start_that_was_bad_by_luck_is_outvoted_by_a_second_one(night):
     run, sampler = night(new=(20.7, 20.0), against="vllm==0.31.0")
     verdict, result = judged(run, sampler)
     assert run.did == ["start 2 of up to 2 for suite"]
-    assert (verdict.outcome, len(result.bought)) == (Outcome.PASS, 1)
+    assert (verdict.outcome, len(result.further)) == (Outcome.PASS, 1)
 
 
 def test_what_stays_doubtful_is_measured_on_both_engines_in_turns(night):
