@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_moeperf import compat, judge
+from pytest_moeperf.baseline import level
+from pytest_moeperf.errors import UsageError
 from pytest_moeperf.judge.sentence import percent
 from pytest_moeperf.metrics import describe, quantity
 from pytest_moeperf.policy import CPU, directed, policy_for
@@ -86,8 +88,8 @@ def judge_metric(
     if refused and not assessment.verdict.paired:
         return replace(assessment, verdict=refused)
     verdict = _in_its_surroundings(cell, assessment.verdict, usable, hardware, policy.tolerance)
-    if usable is not None:
-        verdict = _expected(verdict, usable.known_regression(key, reference.date))
+    if usable is not None and (known := usable.known_regression(key, reference.date)):
+        verdict = _expected(verdict, known, usable, cell.new)
     stored_repeats = tuple(start.repeats for start in evidence.stored if start.repeats)
     return replace(assessment, verdict=replace(verdict, stored=stored_repeats))
 
@@ -95,13 +97,18 @@ def judge_metric(
 def _evidence(cell: CellResult, key: str, stored: Baseline | None) -> Evidence:
     return judge.Evidence(
         metric=key,
-        today=tuple(repeats_of(start, key) for start in cell.starts),
+        # A first start that was cold is told as such, and its value with it.
+        today=tuple(
+            repeats_of(start, key)
+            for start in cell.starts
+            if start is cell.start or not _cold(start, key)
+        ),
         stored=tuple(
             judge.StoredStart(start.session_id, repeats_of(start, key))
             for start in (stored.starts if stored is not None else ())
         ),
-        old=tuple(repeats_of(start, key) for start in cell.old),
-        new=tuple(repeats_of(start, key) for start in cell.new),
+        old=tuple(repeats_of(start, key) for start in cell.old if not _cold(start, key)),
+        new=tuple(repeats_of(start, key) for start in cell.new if not _cold(start, key)),
         other_gpu=stored is not None and _other_gpu(cell.starts, stored.starts),
     )
 
@@ -132,8 +139,12 @@ def _refusal(cell: CellResult, key: str, reference: Reference) -> Verdict | None
 
 def started_cold(cell: CellResult, key: str) -> bool:
     """Whether the metric is a start-up time with all that the engine compiles only once."""
-    environment = {} if cell.start is None else cell.start.environment
-    return key == STARTUP and environment.get(ENGINE_CACHES) == COLD
+    measured = any(value is not None for value in cell.values(key))
+    return measured and cell.start is not None and _cold(cell.start, key)
+
+
+def _cold(start: StartRecord, key: str) -> bool:
+    return key == STARTUP and start.environment.get(ENGINE_CACHES) == COLD
 
 
 def repeats_of(start: StartRecord, key: str) -> tuple[float, ...]:
@@ -165,18 +176,31 @@ def _differences(ours: Sequence[StartRecord], theirs: Sequence[StartRecord]) -> 
     return compat.explain(now, *earlier)
 
 
-def _expected(verdict: Verdict, known: KnownRegression | None) -> Verdict:
-    """Turn what is on file as a known regression into what it is: no news, or its end."""
-    if known is None:
+def _expected(
+    verdict: Verdict, known: KnownRegression, stored: Baseline, new: Sequence[StartRecord]
+) -> Verdict:
+    """Turn what is on file as a known regression into what it is: no news, or its end.
+
+    What is on file is a loss from the baseline, where an A/B judged as well.
+    """
+    loss = _loss(verdict, stored, new)
+    if loss is None:
         return verdict
     on_file = f"{known.reason} ({known.issue})"
-    if verdict.outcome is Outcome.REGRESSED and _within(verdict, known):
+    cleared = verdict.outcome in {Outcome.PASS, Outcome.IMPROVED}
+    # In an A/B both engines may have the loss: it is neither over nor the machine's.
+    shared = verdict.paired and (
+        verdict.outcome is Outcome.ENV_DRIFT
+        or (cleared and not loss.is_within(verdict.tolerance or 0.0))
+    )
+    if (shared or verdict.outcome is Outcome.REGRESSED) and loss.is_within(known.extent):
         reason = f"{verdict.reason}; a known regression until {known.expires}: {on_file}"
         return replace(verdict, outcome=Outcome.EXPECTED, reason=reason)
     if verdict.outcome is Outcome.REGRESSED:
-        allowed = f"the known regression of {percent(known.extent)} allows {_reach(verdict, known)}"
+        reach = loss.reach(known.extent, verdict)
+        allowed = f"the known regression of {percent(known.extent)} allows {reach}"
         return replace(verdict, reason=f"{verdict.reason}; more than {allowed}: {on_file}")
-    if verdict.outcome in {Outcome.PASS, Outcome.IMPROVED}:
+    if cleared and not shared:
         reason = (
             f"{verdict.reason}; but a regression is on file, which must go now that it is over: "
             f"{on_file}"
@@ -185,18 +209,32 @@ def _expected(verdict: Verdict, known: KnownRegression | None) -> Verdict:
     return verdict
 
 
-def _within(verdict: Verdict, known: KnownRegression) -> bool:
-    """Whether it is at most as many times as bad as what is on file, as tolerances are."""
-    times_as_good = 1 + (verdict.effect or 0.0)
-    return times_as_good * (1 + known.extent) >= 1
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """How far the engine under test is from the baseline."""
+
+    expected: float
+    times_as_good: float
+
+    def is_within(self, extent: float) -> bool:
+        """Whether it is at most so many times as bad, less 1, as tolerances are."""
+        return self.times_as_good * (1 + extent) >= 1
+
+    def reach(self, extent: float, verdict: Verdict) -> str:
+        """The worst value that is within `extent`: `(up to 21.6 ms)`."""
+        if verdict.direction == "higher":
+            return f"(down to {quantity(self.expected / (1 + extent), verdict.unit)})"
+        return f"(up to {quantity(self.expected * (1 + extent), verdict.unit)})"
 
 
-def _reach(verdict: Verdict, known: KnownRegression) -> str:
-    """The worst value that is on file: `(up to 21.6 ms)`."""
-    expected, times_as_bad = verdict.expected or 0.0, 1 + known.extent
-    if verdict.direction == "higher":
-        return f"(down to {quantity(expected / times_as_bad, verdict.unit)})"
-    return f"(up to {quantity(expected * times_as_bad, verdict.unit)})"
+def _loss(verdict: Verdict, stored: Baseline, new: Sequence[StartRecord]) -> _Loss | None:
+    if not verdict.paired:
+        return _Loss(verdict.expected or 0.0, 1 + (verdict.effect or 0.0))
+    expected, measured = level(stored.starts, verdict.metric), level(new, verdict.metric)
+    if not expected or not measured:
+        return None
+    better = measured / expected if verdict.direction == "higher" else expected / measured
+    return _Loss(expected, better)
 
 
 def prior_for(baselines: Iterable[Baseline], key: str, *, hardware: str) -> Prior:
@@ -300,8 +338,12 @@ def judge_prediction(
     name: str, values: Sequence[float], *, predicted: float, factor: float, why: str
 ) -> Verdict:
     """Hold values against a calculated figure; within ÷ and × `factor` of it is a PASS."""
+    if not factor >= 1:
+        raise UsageError(f"{name}: factor {factor} must be a number from 1 up")
     verdict = judge.judge_bounds(
         name, values, lower=predicted / factor, upper=predicted * factor, why=why
     )
-    change = None if verdict.measured is None else verdict.measured / predicted - 1
+    change = (
+        verdict.measured / predicted - 1 if verdict.measured is not None and predicted else None
+    )
     return replace(verdict, expected=predicted, change=change)

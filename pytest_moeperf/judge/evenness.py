@@ -5,6 +5,7 @@ Imports numpy, so it is imported where experts were counted.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -169,6 +170,8 @@ def _known(name: str, *, at_most: float | None, at_least: float | None) -> _Meas
         right = "at_most" if found.direction == "lower" else "at_least"
         better = "less" if found.direction == "lower" else "more"
         raise UsageError(f"{better} {name} is better: bound it by {right}()")
+    if any(bound is not None and math.isnan(bound) for bound in (at_most, at_least)):
+        raise UsageError(f"{name}: the bound nan is no number")
     return found
 
 

@@ -42,6 +42,9 @@ def judge_bounds(
     """
     if lower is None and upper is None:
         raise UsageError(f"{label} needs a lower or an upper bound")
+    for bound in (lower, upper):
+        if bound is not None and math.isnan(bound):
+            raise UsageError(f"{label}: the bound nan is no number")
     if lower is not None and upper is not None and lower > upper:
         raise UsageError(f"{label}: the lower bound {lower} is above the upper bound {upper}")
     values = usable(measured, least=-math.inf)

@@ -1,9 +1,11 @@
+import math
 from dataclasses import replace
 
 import pytest
 
 from pytest_moeperf import gate
 from pytest_moeperf.baseline import Baseline, EngineProvenance, KnownRegression
+from pytest_moeperf.errors import UsageError
 from pytest_moeperf.judge import Need, Prior
 from pytest_moeperf.records import (
     CellResult,
@@ -31,6 +33,17 @@ def start(*values, key=KEY, session="today", speed=None, cores="2"):
         environment=environment,
         repeats=tuple(Sample(seed=seed, values={key: value}) for seed, value in enumerate(values)),
     )
+
+
+def started(value, *, key=gate.STARTUP, caches="warm", session="today"):
+    """A start that tells whether the engine had to compile what it compiles only once."""
+    return replace(start(value, key=key, session=session), environment={gate.ENGINE_CACHES: caches})
+
+
+def on_gpus(begun, *uuids):
+    """The start with these GPUs in all its repeats."""
+    gpus = tuple(GpuReading(uuid=uuid, samples=9) for uuid in uuids)
+    return replace(begun, repeats=tuple(replace(each, gpus=gpus) for each in begun.repeats))
 
 
 @pytest.fixture
@@ -61,6 +74,7 @@ def assessed(fingerprint, stored):
 
     def judge(now, *, key=KEY, baseline=None, hardware="cpu", old=(), new=(), starts=2, **options):
         differing = options.pop("differing", {})
+        further = options.pop("further", (now,) * (starts - 1))
         cell = CellResult(
             cell="serving/c",
             test="t",
@@ -69,7 +83,7 @@ def assessed(fingerprint, stored):
             workload="w",
             fingerprint=replace(fingerprint, **differing),
             start=now,
-            further=(now,) * (starts - 1),
+            further=tuple(further),
             old=tuple(old),
             new=tuple(new),
         )
@@ -95,28 +109,36 @@ def test_twice_as_slow_is_a_regression_that_names_what_differs(judged):
     )
 
 
+def test_the_surroundings_of_the_latest_start_are_told(judged):
+    verdict = judged(start(40.0), further=[start(40.0, cores="1")])
+    assert verdict.notes == (
+        "the server may run on 1 core today; it was 2 cores when the baseline was recorded",
+    )
+
+
 def test_the_same_figure_passes(judged):
     assert judged(start(20.0, 20.2, 19.8), starts=1).outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize(
-    ("today", "outcome"),
+    ("before", "today", "outcome"),
     [
-        ("GPU-a", Outcome.REGRESSED),
-        ("GPU-b", Outcome.INCONCLUSIVE),
+        (["GPU-a"], ["GPU-a"], Outcome.REGRESSED),
+        (["GPU-a"], ["GPU-b"], Outcome.INCONCLUSIVE),
         # A driver that tells nothing leaves nothing to compare.
-        (None, Outcome.REGRESSED),
+        (["GPU-a"], [], Outcome.REGRESSED),
+        # Of several, a single one that was not there before is another one.
+        (["GPU-a", "GPU-b"], ["GPU-a", "GPU-b"], Outcome.REGRESSED),
+        (["GPU-a", "GPU-b"], ["GPU-a"], Outcome.REGRESSED),
+        (["GPU-a", "GPU-b"], ["GPU-a", "GPU-c"], Outcome.INCONCLUSIVE),
     ],
 )
-def test_a_small_loss_on_another_gpu_is_not_blamed_on_the_engine(judged, stored, today, outcome):
-    def on(uuid, begun):
-        readings = () if uuid is None else (GpuReading(uuid=uuid, samples=9),)
-        repeats = tuple(replace(sample, gpus=readings) for sample in begun.repeats)
-        return replace(begun, repeats=repeats)
-
-    old = tuple(on("GPU-a", start(20.0, 20.1, 19.9, session=f"s{n}")) for n in range(5))
+def test_a_small_loss_on_another_gpu_is_not_blamed_on_the_engine(
+    judged, stored, before, today, outcome
+):
+    old = tuple(on_gpus(start(20.0, 20.1, 19.9, session=f"s{n}"), *before) for n in range(5))
     baseline = replace(stored(), starts=old)
-    now = on(today, start(21.0, 21.1, 20.9))
+    now = on_gpus(start(21.0, 21.1, 20.9), *today)
     assert judged(now, baseline=baseline, hardware="h200", starts=5).outcome is outcome
 
 
@@ -131,11 +153,6 @@ def test_a_small_loss_on_another_gpu_is_not_blamed_on_the_engine(judged, stored,
 def test_a_start_that_compiled_for_the_first_time_is_not_held_against_later_ones(
     stored, fingerprint, key, caches, outcome
 ):
-    def started(caches, session="today"):
-        environment = {gate.ENGINE_CACHES: caches}
-        repeats = (Sample(seed=0, values={key: 60.0}),)
-        return replace(start(session=session), environment=environment, repeats=repeats)
-
     cell = CellResult(
         cell="serving/c",
         test="t",
@@ -143,12 +160,45 @@ def test_a_start_that_compiled_for_the_first_time_is_not_held_against_later_ones
         engine="vllm==0.24.0",
         workload="w",
         fingerprint=fingerprint,
-        start=started(caches),
+        start=started(60.0, key=key, caches=caches),
     )
-    warm = replace(stored(), starts=tuple(started("warm", f"s{number}") for number in range(3)))
+    usual = tuple(started(60.0, key=key, session=f"s{number}") for number in range(3))
+    warm = replace(stored(), starts=usual)
     reference = gate.Reference(stored=warm)
     found = gate.judge_metric(cell, key, reference, hardware="h200", p_limit=0.001)
     assert found.verdict.outcome is outcome
+
+
+@pytest.mark.parametrize("caches", ["cold", "warm"])
+def test_a_start_up_time_that_is_missing_is_invalid(judged, stored, caches):
+    now = started(1.0, key=KEY, caches=caches)
+    verdict = judged(now, key=gate.STARTUP, baseline=stored(key=gate.STARTUP), starts=1)
+    assert verdict.outcome is Outcome.INVALID
+
+
+def test_a_further_start_that_was_cold_counts_for_nothing(judged, stored):
+    usual = tuple(started(60.0, session=f"s{number}") for number in range(5))
+    baseline = replace(stored(), starts=usual)
+    further = [started(200.0, caches="cold")]
+    options = {"key": gate.STARTUP, "baseline": baseline, "hardware": "h200"}
+    verdict = judged(started(60.0), further=further, **options)
+    assert (verdict.outcome, verdict.starts) == (Outcome.PASS, 1)
+
+
+def test_a_cold_start_of_the_old_engine_hides_no_slow_start_up(assessed, stored):
+    """The A/B is where the old engine first runs on a machine: 200 s with what it compiles."""
+    usual = tuple(started(60.0, session=f"s{number}") for number in range(5))
+    options = {"key": gate.STARTUP, "baseline": replace(stored(), starts=usual)}
+    options |= {"hardware": "h200", "can_pair": True}
+    # Twice as long, where 1.75 times are accepted.
+    slow, warm, cold = started(120.0), started(60.0), started(200.0, caches="cold")
+    found = assessed(slow, old=[warm] * 3, new=[slow] * 3, **options)
+    assert (found.verdict.outcome, found.verdict.paired) == (Outcome.REGRESSED, True)
+    # A cold start is none of the three that it takes.
+    found = assessed(slow, old=[cold, warm, warm], new=[slow] * 3, **options)
+    assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.PAIR)
+    found = assessed(slow, old=[cold, *[warm] * 3], new=[slow] * 4, **options)
+    assert (found.verdict.outcome, found.verdict.paired) == (Outcome.REGRESSED, True)
 
 
 def test_one_slow_start_asks_for_another(assessed):
@@ -169,6 +219,25 @@ def test_a_machine_that_copies_half_as_fast_is_to_blame_itself(judged, stored):
     assert "copies memory at 7.0 GiB/s today, 14.0 GiB/s when" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("speed", "outcome"),
+    [
+        # The machine was fast once, but it is not slow today.
+        ("13.5", Outcome.REGRESSED),
+        # Half of the tolerance of 50 % below 14 GiB/s is 10.5 GiB/s.
+        ("10.6", Outcome.REGRESSED),
+        ("10.4", Outcome.ENV_DRIFT),
+    ],
+)
+def test_the_usual_speed_of_a_machine_is_its_median(judged, stored, speed, outcome):
+    starts = tuple(
+        start(20.0, 20.1, 19.9, session=f"s{n}", speed=each)
+        for n, each in enumerate(("14.0", "13.0", "30.0"))
+    )
+    baseline = replace(stored(), starts=starts)
+    assert judged(start(40.0, speed=speed), baseline=baseline).outcome is outcome
+
+
 @pytest.mark.parametrize("speed", ["fast", "nan", "inf", "-1", "0", None])
 def test_a_stored_speed_that_is_no_speed_excuses_nothing(judged, stored, speed):
     verdict = judged(start(40.0, 40.5, 39.5, speed="7.0"), baseline=stored(speed=speed))
@@ -186,12 +255,27 @@ def test_a_gpu_is_not_excused_by_the_memory_of_its_host(judged, stored):
     assert verdict.outcome is Outcome.REGRESSED
 
 
+def test_a_count_that_allows_no_loss_is_not_excused_by_a_slow_machine(judged, stored):
+    key = "failed_requests"
+    zero = tuple(start(0.0, key=key, session=f"s{n}", speed="14.0") for n in range(3))
+    now = start(2.0, key=key, speed="7.0")
+    verdict = judged(now, key=key, baseline=replace(stored(), starts=zero), starts=1)
+    assert verdict.outcome is Outcome.REGRESSED
+
+
 def test_an_a_b_is_not_excused_by_a_slow_machine(judged, stored):
     slow, usual = start(60.0, speed="7.0", cores="1"), start(20.0, speed="7.0")
     verdict = judged(slow, baseline=stored(speed="14.0"), old=[usual] * 3, new=[slow] * 3)
     assert (verdict.outcome, verdict.paired) == (Outcome.REGRESSED, True)
     assert len(verdict.notes) == 1
     assert verdict.notes[0].startswith("the server may run on 1 core today")
+
+
+def test_what_both_arms_of_an_a_b_share_is_no_difference(judged):
+    """Though the baseline had 2 cores."""
+    slow, usual = start(60.0, cores="1"), start(20.0, cores="1")
+    verdict = judged(slow, old=[usual] * 3, new=[slow] * 3)
+    assert (verdict.outcome, verdict.paired, verdict.notes) == (Outcome.REGRESSED, True, ())
 
 
 def test_another_machine_is_incomparable_and_the_field_is_named(judged):
@@ -336,6 +420,28 @@ def test_what_is_on_file_does_not_settle_a_doubt(assessed, known):
     assert (found.verdict.outcome, found.need) == (Outcome.INCONCLUSIVE, Need.START)
 
 
+def test_what_is_on_file_is_held_against_the_baseline_in_an_a_b_as_well(judged, stored):
+    """The old engine has the known loss already; the new one lost as much again."""
+    baseline = stored(starts=5, known=(replace(ON_FILE, extent=0.08),))
+    old, new = start(21.4), start(22.8)
+    # 14 % above the baseline, 8 % are on file; 6.5 % above the old engine, 3 % are accepted.
+    options = {"baseline": baseline, "hardware": "h200", "date": "2026-12-01"}
+    assert judged(new, starts=5, **options).outcome is Outcome.REGRESSED
+    paired = judged(new, old=[old] * 3, new=[new] * 3, **options)
+    assert (paired.outcome, paired.paired) == (Outcome.REGRESSED, True)
+    assert "; more than the known regression of 8 % allows (up to 21.6 ms)" in paired.reason
+
+
+def test_engines_that_both_have_the_known_loss_are_not_over_it(judged, stored):
+    key = "ttft_ms.p50"
+    loss = replace(ON_FILE, metric=key, extent=0.5)
+    slow = start(27.0, key=key)  # 35 % above 20 ms, 30 % are accepted.
+    options = {"key": key, "hardware": "h200", "date": "2026-12-01"}
+    options |= {"baseline": stored(starts=1, key=key, known=(loss,))}
+    verdict = judged(slow, old=[slow] * 3, new=[slow] * 3, **options)
+    assert (verdict.outcome, verdict.paired) == (Outcome.EXPECTED, True)
+
+
 def test_the_noise_of_many_cells_is_their_prior(stored):
     quiet = [start(20.0, session="a"), start(20.2, session="a"), start(20.1, session="a")]
     cells = [stored(starts=0) for _ in range(12)]
@@ -408,3 +514,27 @@ def test_a_prediction_holds_within_its_factor(value, outcome):
     assert verdict.outcome == outcome
     assert verdict.expected == 2.0
     assert verdict.change == pytest.approx(value / 2 - 1)
+
+
+@pytest.mark.parametrize(("value", "outcome"), [(0.0, "PASS"), (0.1, "REGRESSED")])
+def test_a_prediction_of_zero_is_a_verdict(value, outcome):
+    verdict = gate.judge_prediction("preemptions", [value], predicted=0.0, factor=1.1, why="none")
+    assert (verdict.outcome, verdict.expected, verdict.change) == (outcome, 0.0, None)
+
+
+def test_a_prediction_may_be_meant_to_the_letter():
+    verdict = gate.judge_prediction("growth", [2.0], predicted=2.0, factor=1, why="bytes")
+    assert verdict.outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize("factor", [math.nan, 0.99, 0, -1.5])
+def test_a_factor_that_is_no_number_from_1_up_is_refused(factor):
+    with pytest.raises(UsageError) as error:
+        gate.judge_prediction("growth", [2.0], predicted=2.0, factor=factor, why="bytes")
+    assert str(error.value) == f"growth: factor {factor} must be a number from 1 up"
+
+
+def test_a_prediction_that_is_no_number_is_refused():
+    with pytest.raises(UsageError) as error:
+        gate.judge_prediction("growth", [2.0], predicted=math.nan, factor=1.5, why="bytes")
+    assert str(error.value) == "growth: the bound nan is no number"

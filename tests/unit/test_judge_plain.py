@@ -64,6 +64,15 @@ def test_bounds_that_bound_nothing_are_refused():
         judge_bounds("x", [math.nan], lower=1)
 
 
+@pytest.mark.parametrize(
+    "bounds", [{"lower": math.nan}, {"upper": math.nan}, {"lower": 0.4, "upper": math.nan}]
+)
+def test_a_bound_that_is_no_number_is_refused(bounds):
+    with pytest.raises(UsageError) as error:
+        judge_bounds("x", [1.0], **bounds)
+    assert str(error.value) == "x: the bound nan is no number"
+
+
 def test_a_refused_comparison_names_every_field():
     verdict = incomparable(
         "tpot_ms.p50",
