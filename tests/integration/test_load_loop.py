@@ -10,6 +10,7 @@ from array import array
 import pytest
 
 from pytest_moeperf.client import Target, request_head
+from pytest_moeperf.loadgen import stamps
 from pytest_moeperf.loadgen.connection import Connection
 from pytest_moeperf.loadgen.job import Address, Job, RequestFile
 from pytest_moeperf.loadgen.loop import Loop
@@ -137,5 +138,71 @@ def test_data_before_the_request_belongs_to_none(address):
         connection.connected()
         with pytest.raises(ConnectionError, match=r"^data that nobody asked for$"):
             connection.receive(REFUSAL)
+    finally:
+        connection.close()
+
+
+def test_a_connection_that_idled_for_3_seconds_is_not_used_again(start, listener):
+    """Uvicorn closes it after 5 s, and a request that is written then would fail."""
+    loop = start()
+    server, _ = listener.accept()
+    with server:
+        server.sendall(REFUSAL)
+        outcome(loop)
+        [idle] = loop._idle
+        loop._tick(idle.idle_since_ns + 3 * NS_PER_S)
+        assert loop._idle == [idle]
+        loop._tick(idle.idle_since_ns + 3 * NS_PER_S + 1)
+        assert (loop._idle, loop._connections) == ([], {})
+
+
+def test_an_answer_ends_when_it_came_however_late_it_is_read(start, listener):
+    loop = start()
+    server, _ = listener.accept()
+    with server:
+        [connection] = loop._connections.values()
+        turn_until(loop, lambda: connection.asked)
+        came_ns = connection.sent_ns + 5
+        loop._receive(connection, (REFUSAL, came_ns))
+    assert [record.ended_ns for record in loop.records] == [came_ns]
+
+
+def test_the_largest_step_of_the_wall_clock_counts(start, monkeypatch):
+    """Also where it was set back again before the end."""
+    loop = start()
+    steps = iter([loop._offset_ns + 700_000, loop._offset_ns])
+    monkeypatch.setattr(stamps, "clock_offset_ns", lambda: next(steps))
+    for _ in range(2):
+        loop._tick(time.perf_counter_ns())
+    assert loop._step_ns == 700_000
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_poll_that_slept_found_nothing_when_it_began(start, listener, waits):
+    """So what it brings came since; what waits may have come since the poll before."""
+    loop = start()
+    server, _ = listener.accept()
+    with server:
+        [connection] = loop._connections.values()
+        turn_until(loop, lambda: connection.asked)
+        if waits:
+            server.sendall(b"HTTP/1.1 200 OK\r\n")
+            time.sleep(0.05)
+        before_ns = loop._polled_ns = time.perf_counter_ns() - NS_PER_S
+        loop._poll(time.perf_counter_ns() + NS_PER_S // 10)
+    assert (loop._earlier_ns == before_ns) is waits
+    assert loop._polled_ns - before_ns >= NS_PER_S
+
+
+def test_a_stream_is_silent_since_its_last_token(address):
+    connection = Connection(address)
+    try:
+        connection.sent_ns = 1
+        connection.stream.feed(
+            b'data: {"choices":[{"text":"a","token_ids":[5]}]}\n\n', 100 * NS_PER_S
+        )
+        assert connection.hopeless(160 * NS_PER_S, 10, silence_s=60) is None
+        told = connection.hopeless(161 * NS_PER_S, 10, silence_s=60)
+        assert told == "no token for 61 s, while other requests went on"
     finally:
         connection.close()

@@ -138,6 +138,19 @@ def test_every_test_has_one_result(slowed):
     assert outcome.text.count(" FAILED") == 3
 
 
+def test_its_time_is_that_of_its_function_and_of_its_verdict(slowed):
+    slept = SUITE.replace(
+        '.gate("itl_token_ms.p50")', '.gate("itl_token_ms.p50")\n    time.sleep(0.5)'
+    )
+    slowed.write(slept.replace("import pytest\n", "import time\n\nimport pytest\n", 1))
+    outcome = slowed.run("--junitxml", "junit.xml")
+    outcome.counts(failed=3)
+    took_s = [float(case.get("time")) for case in outcome.junit.iter("testcase")]
+    # The first one's verdict took a further start, of which the others only had to be told.
+    assert len(took_s) == 3
+    assert min(took_s) >= 0.5
+
+
 def test_its_function_and_its_fixtures_run_once(slowed):
     slowed.write(WITH_FIXTURES)
     junit = ("--junitxml", "junit.xml", "-o", "junit_family=xunit1")
@@ -180,7 +193,7 @@ def test_what_still_waited_when_the_session_ended_is_told(slowed, option):
     slowed.write(
         "def test_nothing(serve, moe):\n    assert serve(moe).port == 0\n", name="test_worse"
     )
-    outcome = slowed.run(option, "--junitxml", "junit.xml")
+    outcome = slowed.run(option, "-rs", "--junitxml", "junit.xml")
     outcome.counts(failed=1, skipped=3)
     outcome.shows(
         "*itl_token_ms.p50 *INCONCLUSIVE",
@@ -194,6 +207,8 @@ def test_what_still_waited_when_the_session_ended_is_told(slowed, option):
     }
     assert len(cases) == 4
     assert "skipped" in cases["test_first_token[vllm]"]
+    line = SUITE.splitlines().index("def test_first_token(measure, moe):") + 1
+    outcome.shows(f"SKIPPED [[]1[]] serving/test_load.py:{line}: the session ended before its*")
 
 
 def test_a_start_up_time_in_doubt_takes_the_start_of_the_others(slowed):

@@ -79,3 +79,9 @@ def test_none_is_dead():
 def test_few_tokens_do_not_tell_who_is_dead():
     assert dead_experts(counts_of([39, 0], tokens=39)) is None
     assert dead_experts(counts_of([40, 0], tokens=40)) == ((0, 1),)
+
+
+def test_of_a_top_2_router_both_choices_of_a_token_tell_who_is_dead():
+    # 40 tokens × 2 over 4 experts are 20 for each; 39 tokens are 19.5.
+    assert dead_experts(counts_of([40, 40, 0, 0], tokens=40, top_k=2)) == ((0, 2), (0, 3))
+    assert dead_experts(counts_of([39, 39, 0, 0], tokens=39, top_k=2)) is None

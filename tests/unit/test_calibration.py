@@ -5,10 +5,10 @@ import statistics
 import pytest
 
 from pytest_moeperf import calibration, judge
-from pytest_moeperf.calibration import Gate, History, QuietNights, replay
+from pytest_moeperf.calibration import Gate, History, QuietNights, Replayed, replay
 from pytest_moeperf.judge import Night, StoredStart
 from pytest_moeperf.policy import policy_for
-from pytest_moeperf.records import Outcome
+from pytest_moeperf.records import Outcome, Verdict
 
 THROUGHPUT, LATENCY = "output_throughput", "tpot_ms.p50"
 POLICY = policy_for("h200", THROUGHPUT)
@@ -84,6 +84,19 @@ def test_a_slow_machine_is_not_the_engine():
     assert not made.regressed
 
 
+class Failing(Scripted):
+    """After the first start none has a value."""
+
+    def start(self):
+        (found,) = super().start()
+        return (found if len(self.asked) == 1 else (),)
+
+
+def test_a_cell_that_no_start_can_settle_ends_all_the_same():
+    made = replay([gate()], Failing([92] * 60), Night(60), can_pair=False)
+    assert (made.starts, made.verdicts[0].outcome) == (60, Outcome.INCONCLUSIVE)
+
+
 class Twins(Scripted):
     """Two gates: the one that was listed, and one that never changes."""
 
@@ -112,6 +125,14 @@ def test_a_history_keeps_the_spread_of_its_starts():
     medians = [math.log(start.repeats[0]) for start in starts]
     assert statistics.fmean(drawn) == pytest.approx(statistics.fmean(medians), abs=0.002)
     assert statistics.stdev(drawn) == pytest.approx(statistics.stdev(medians), rel=0.4)
+
+
+def test_what_centring_takes_from_a_spread_is_given_back():
+    # Two of a group lie ln 1.1 from their mean; their standard deviation is the root of two of it.
+    away = math.log(1.1) * math.sqrt(2)
+    one_session, two_sessions = (history(stored(100, 121, sessions=n)) for n in (1, 2))
+    assert (one_session.sessions, one_session.starts) == ((), pytest.approx((-away, away)))
+    assert (two_sessions.sessions, two_sessions.starts) == (pytest.approx((-away, away)), ())
 
 
 def test_a_history_redraws_its_baseline_with_the_same_sessions():
@@ -154,8 +175,41 @@ def test_noisy_starts_show_large_losses_only():
     assert caught is None or caught < -0.15
 
 
+def test_both_arms_of_a_pair_are_of_one_session():
+    """Sessions 15 % apart hide no small loss from an A/B, as they would if each arm had its own."""
+    drifting = history(stored(80, 125, 90, 110, 100, 85, 115, 95, 105, 120, sessions=10))
+    caught = calibration.smallest_caught(drifting, draws(), gates=60, replays=10, can_pair=True)
+    assert -0.1 < caught < 0
+
+
+def test_a_night_with_two_alarms_is_one_red_night(monkeypatch):
+    nights = []
+
+    def alarm(_gates, _supply, night, *, can_pair):
+        assert can_pair
+        nights.append(night)
+        return Replayed((Verdict(metric=THROUGHPUT, outcome=Outcome.REGRESSED, reason="slow"),), 4)
+
+    monkeypatch.setattr(calibration, "replay", alarm)
+    made = calibration.false_alarms([history()] * 3, draws(), nights=2, can_pair=True)
+    assert (made.alarms, made.red, made.monthly) == ([2, 2, 2], 2, 30.0)
+    assert made.starts == [4.0] * 3
+    # The gates of a night share its chance of a false alarm.
+    assert [(night.gates, nights.count(night)) for night in nights] == [(3, 3)] * 6
+
+
 def test_the_upper_bound_of_no_alarm_is_the_rule_of_three():
     quiet = QuietNights(nights=300, alarms=[0], starts=[1.0])
     assert quiet.monthly == 0.0
     assert quiet.monthly_at_most == pytest.approx(30 * 3 / 300, rel=0.01)
     assert QuietNights(nights=2, alarms=[2], starts=[1.0], red=2).monthly_at_most == 30.0
+
+
+@pytest.mark.parametrize("red", [1, 4])
+def test_the_upper_bound_is_where_so_few_red_nights_are_5_percent_likely(red):
+    share = QuietNights(nights=100, alarms=[red], starts=[1.0], red=red).monthly_at_most / 30
+    likely = sum(
+        math.comb(100, count) * share**count * (1 - share) ** (100 - count)
+        for count in range(red + 1)
+    )
+    assert likely == pytest.approx(0.05)

@@ -148,6 +148,12 @@ def test_variation_is_no_stall(waits_ms, duration_s):
     assert hits(waits_ms, (duration_s, duration_s)) == [False, False]
 
 
+@pytest.mark.parametrize(("ttft_ms", "hit"), [(65.0, False), (75.0, True)])
+def test_a_wait_that_all_requests_felt_is_a_stall_from_3_percent_of_the_repeat_on(ttft_ms, hit):
+    # 55 or 65 ms more than the other play's 10, of 2 s; the requests took 60 ms more.
+    assert hits((10.0, ttft_ms), (1.94, 2.0)) == [False, hit]
+
+
 def request(index, sent_ms, *chunks_ms):
     return RequestRecord(
         index=index,

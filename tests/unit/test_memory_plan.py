@@ -86,6 +86,16 @@ def test_the_activations_of_mixtral_by_hand():
     assert activation_bytes(MIXTRAL, whole) == mixture + hidden
 
 
+def test_shared_experts_are_split_with_the_attention():
+    # Top 6 of 1,408 columns, of which each of two GPUs computes 704: gate and up of 1,408, or the
+    # output of 2,048, and the product. The two shared experts are one of 2,816, the dense layer of
+    # 10,944 is less than both.
+    arch = replace(LITE, vocab=1000)
+    block = 8192 * (6 * (2048 + 704) + 3 * 2816 // 2)
+    hidden = 2 * 8192 * 2048 * 2
+    assert activation_bytes(arch, Parallelism(tensor=2)) == hidden + 2 * block
+
+
 def test_the_logits_of_a_large_vocabulary_outweigh_small_blocks():
     # 1024 rows of 151,936 float32 against 8192 × 3 × 1024 activations of 2 bytes.
     arch = replace(ARCHITECTURES["mini-dense"], vocab=151_936, ffn=1024)
@@ -301,6 +311,16 @@ def test_the_fullest_stage_of_a_pipeline_decides():
     plan = fit(request)
     # 14 layers with the dense one against 13 with the output layer.
     assert plan.weights == held(LITE, pipeline=2, stage=0)
+
+
+def test_the_stage_that_holds_the_fewest_tokens_need_not_be_the_fullest():
+    # 32 layers in five stages: 6, 6, 7, 7, 6. The first also holds the embedding, which outweighs
+    # the layer that the third has more; but there a token takes the room of seven layers.
+    llama = ARCHITECTURES["llama-3.1-8b"]
+    request = asked(llama, parallel=Parallelism(pipeline=5), gpu_gib=24.0)
+    first, third = (sum(held(llama, pipeline=5, stage=stage).values()) for stage in (0, 2))
+    assert first > third
+    assert fit(request).weights == held(llama, pipeline=5, stage=2)
 
 
 def test_attention_ranks_have_a_cache_each():

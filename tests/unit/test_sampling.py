@@ -26,16 +26,22 @@ MOST_STARTS = 50
 
 
 class ScriptedRun:
-    """A run whose servers have the figures that a test gives them; the last one goes on."""
+    """A run whose servers have the figures that a test gives them; the last one goes on.
+
+    A figure below zero is one of an invalid cell.
+    """
 
     def __init__(self, make_start, fingerprint, *, new, old=(), attached=False):
         self.patience = Patience(sleep=lambda _s: None)
         self.did = []
+        self.ended = []
         self.looks = iter(())
         self.resolver = SimpleNamespace(engine=lambda _text: OLD)
         self.unbearable = ()
         """Engines whose servers end under the load of a companion."""
         self.itl_ms = 20.0
+        self.takes_s = self.now_s = 0.0
+        """What measuring a cell on a fresh server takes, and the time by that."""
         self._make_start = make_start
         self._fingerprint = fingerprint
         self._figures = {NEW.label: list(new), OLD.label: list(old)}
@@ -55,15 +61,17 @@ class ScriptedRun:
     def restartable(self, _cell):
         return not self._attached
 
-    def end(self, *_specs):
-        pass
+    def end(self, *specs):
+        self.ended += specs
 
     def measure_anew(self, _cell, spec):
         self.did.append(self._stage)
         assert len(self.did) < MOST_STARTS
+        self.now_s += self.takes_s
         return self.result(spec)
 
     def measure_also(self, cell, spec):
+        self.now_s += self.takes_s
         if spec.engine.label in self.unbearable:
             cell.failed_under(FAILED, spec)
             return None
@@ -72,7 +80,8 @@ class ScriptedRun:
     def look_again(self, cell):
         value = next(self.looks, None)
         if value is not None:
-            cell.result = replace(cell.result, start=self._start(value, SPEC))
+            start = self._start(abs(value), SPEC)
+            cell.result = replace(cell.result, start=start, invalid=value < 0)
         return value is not None
 
     def measured(self):
@@ -131,7 +140,9 @@ def night(make_start, fingerprint):
         reference = Reference(stored=baseline if stored else None, date="2026-01-03")
         references = SimpleNamespace(of=lambda _cell, _metrics: reference)
         run = ScriptedRun(make_start, at, new=new, old=old, attached=attached)
-        return run, Sampler(run, references, Limits(**limits), gates=gates)
+        sampler = Sampler(run, references, Limits(**limits), gates=gates)
+        sampler._budget.clock = lambda: run.now_s
+        return run, sampler
 
     return build
 
@@ -314,6 +325,31 @@ def test_others_take_no_time_that_the_cell_in_doubt_may_need(night, max_minutes,
     assert tests.further == [4, theirs]
 
 
+def test_of_an_a_b_others_take_no_time_that_the_cell_in_doubt_may_need(night):
+    """Of 240 s each of the two engines has 120, of which the last start of 10 s leaves 110."""
+    run, sampler = night(new=(22.0,), against="vllm==0.31.0", max_minutes=4)
+    tests = InDoubt(run, sampler, 1.0, 115.0, startup_s=10.0)
+    tests.judge(0)
+    assert [len(cell.result.new) for cell in tests.cells] == [3, 0]
+
+
+def test_what_others_took_on_a_server_is_no_cost_of_the_cell_in_doubt(night):
+    # Each start takes 100 s for itself and as much for the other one: 660 s bear three of them.
+    run, sampler = night(new=(22.0,), max_minutes=11)
+    run.takes_s = 100.0
+    tests = InDoubt(run, sampler, 1.0, 100.0, startup_s=10.0)
+    tests.judge(0)
+    assert tests.further == [3, 3]
+
+
+def test_on_a_start_that_was_invalid_no_other_cell_is_measured(night):
+    run, sampler = night(new=(20.7, 20.7, -20.7, 20.0, 20.1))
+    tests = InDoubt(run, sampler, 1.0, 1.0)
+    tests.judge(0)
+    first, second = (cell.result.further[0].repeats[0].values[TPOT] for cell in tests.cells)
+    assert (first, second) == (20.0, 20.1)
+
+
 def test_a_load_that_ended_the_tested_engine_fails_its_own_test(night):
     run, sampler = night(new=(22.0,))
     run.unbearable = (NEW.label,)
@@ -456,6 +492,34 @@ def test_an_a_b_that_could_not_be_finished_is_not_begun(night):
     assert verdict.reason.endswith("; no A/B of 3 more pairs of starts within --max-starts 3")
 
 
+@pytest.mark.parametrize(
+    ("max_minutes", "outcome"), [(5, Outcome.INCONCLUSIVE), (7, Outcome.REGRESSED)]
+)
+def test_an_a_b_that_would_take_too_long_is_not_begun(night, max_minutes, outcome):
+    """Three pairs are six servers of 60 s."""
+    run, sampler = night(new=(22.0,), against="vllm==0.31.0", max_minutes=max_minutes)
+    [verdict] = InDoubt(run, sampler, 1.0).judge(0).verdicts
+    assert verdict.outcome is outcome
+    refusal = f"; no A/B of 3 more pairs of starts within --max-minutes {max_minutes}"
+    assert verdict.reason.endswith(refusal) is (outcome is Outcome.INCONCLUSIVE)
+
+
+def test_a_pair_costs_two_servers_and_each_of_them_a_half(night):
+    # 100 s for the second start and 200 s for the first pair leave 600 s; two pairs take 400 s.
+    run, sampler = night(new=(22.0,), against="vllm==0.31.0", max_minutes=15)
+    run.takes_s = 100.0
+    [verdict] = InDoubt(run, sampler, 1.0, startup_s=10.0).judge(0).verdicts
+    assert (verdict.outcome, verdict.paired) == (Outcome.REGRESSED, True)
+
+
+def test_the_checkpoints_of_the_open_metrics_say_how_many_pairs_there_are_to_come(night):
+    """A count that allows no loss has earlier ones in a release, but it is not in doubt."""
+    run, sampler = night(new=(21.0,), against="vllm==0.31.0", release=True, max_starts=4)
+    failed, tpot = judge(sampler, run.measured(), "failed_requests", TPOT).verdicts
+    assert failed.outcome is Outcome.INVALID
+    assert tpot.reason.endswith("; no A/B of 5 more pairs of starts within --max-starts 4")
+
+
 def test_a_gross_loss_is_blamed_without_the_a_b_that_no_limit_allows(night):
     run, sampler = night(new=(24.0,), against="vllm==0.31.0", max_starts=3)
     verdict, result = judged(run, sampler)
@@ -533,6 +597,14 @@ def test_a_pair_without_the_metric_is_made_up_for(night):
     verdict, result = judged(run, sampler)
     assert (verdict.paired, verdict.starts, len(result.new)) == (True, 5, 6)
     assert run.did[-1] == "A/B pair 6 of up to 6 for suite, old engine"
+
+
+def test_the_old_engine_is_ended_with_the_a_b(night):
+    run, sampler = night(new=(22.0,), old=(20.0, None, 20.0), against="vllm==0.31.0")
+    judged(run, sampler)
+    # The fourth pair, which makes up for the second, ends with the old engine.
+    assert run.did[-1] == "A/B pair 4 of up to 5 for suite, old engine"
+    assert run.ended[-1] == SPEC.on(OLD)
 
 
 def test_a_metric_that_is_missing_leaves_the_others_their_starts(night):
@@ -613,6 +685,22 @@ def test_a_gpu_is_quiet_and_is_not_looked_at_again(night):
     run, sampler = night(new=(24.0,))
     run.looks = iter([20.0])
     assert judged(run, sampler)[0].outcome is Outcome.REGRESSED
+
+
+def test_an_attached_server_is_looked_at_again_on_a_gpu_as_well(night):
+    run, sampler = night(new=(24.0,), attached=True)
+    run.looks = iter([24.0, 20.0])
+    assert judged(run, sampler)[0].outcome is Outcome.PASS
+
+
+def test_a_look_that_was_invalid_leaves_what_was_measured_before(night):
+    run, sampler = night(hardware="cpu", new=(60.0,), max_starts=1)
+    run.looks = iter([-20.0])
+    cell = run.measured()
+    first = cell.result
+    result = judge(sampler, cell)
+    assert cell.result is first
+    assert (result.verdicts[0].outcome, result.invalid) == (Outcome.INCONCLUSIVE, False)
 
 
 def test_a_second_gate_of_a_cell_uses_what_the_first_one_bought(night):

@@ -1,4 +1,4 @@
-"""When a load worker naps, and how it samples its own lag."""
+"""When a load worker naps, and what it counts of its own reads."""
 
 from array import array
 
@@ -49,3 +49,11 @@ def test_of_many_lags_every_other_is_kept():
     after(traffic, reads=1)
     assert traffic.lag_stride == 2
     assert list(traffic.lags_ns[:3]) == [0, 2, 4]
+
+
+def test_of_chunks_that_are_read_together_all_but_the_last_lose_their_times():
+    traffic = Traffic()
+    traffic.note_merged(4, within_ns=3 * MS)
+    assert (traffic.merged, traffic.lost) == (1, 0)
+    traffic.note_merged(4, within_ns=3 * MS + 1)
+    assert (traffic.merged, traffic.lost) == (2, 3)

@@ -120,6 +120,13 @@ def test_tokens_that_went_to_somebody_else_are_found():
     )
 
 
+@pytest.mark.parametrize(("generated", "codes"), [(110.0, []), (111.0, ["other_traffic"])])
+def test_a_tenth_more_tokens_than_were_received_may_be_a_late_counter(generated, codes):
+    many = [request(index) for index in range(25)]  # 100 tokens.
+    found = find(repeat(*many, counters={"generation_tokens": generated}))
+    assert [finding.code for finding in found] == codes
+
+
 def test_a_failed_request_explains_tokens_that_never_arrived():
     found = find(repeat(request(error="cut off"), counters={"generation_tokens": 30.0}))
     assert only(found)[0] == "failed_requests"
@@ -146,6 +153,12 @@ def test_hits_of_the_prefix_cache_are_found_where_none_were_meant():
     assert find(repeat(counters=counters), expect_prefix_hit_rate=0.65) == ()
 
 
+@pytest.mark.parametrize(("hits", "codes"), [(20.0, []), (21.0, ["prefix_cache"])])
+def test_two_points_of_the_prefix_cache_are_none(hits, codes):
+    counters = {"prefix_cache_queries": 1000.0, "prefix_cache_hits": hits}
+    assert [finding.code for finding in find(repeat(counters=counters))] == codes
+
+
 def test_a_prefix_cache_that_is_off_misses_hits_that_were_meant():
     counters = {"prefix_cache_queries": 0.0, "prefix_cache_hits": 0.0}
     assert find(repeat(counters=counters)) == ()
@@ -167,6 +180,13 @@ def test_sends_behind_the_schedule_are_found():
         "schedule_lag",
         "requests were sent up to 50.0 ms late (p99), with a median TTFT of 150 ms",
     )
+
+
+@pytest.mark.parametrize(("late", "codes"), [(1, []), (3, ["schedule_lag"])])
+def test_it_is_the_slowest_1_percent_of_sends_that_must_not_be_late(late, codes):
+    # Of 200, the 99th percentile lies between the third and the second slowest.
+    sent = [request(index, scheduled_ns=-50 * MS if index < late else 0) for index in range(200)]
+    assert [finding.code for finding in find(repeat(*sent))] == codes
 
 
 def test_a_lag_that_is_small_beside_the_ttft_is_none():
@@ -261,3 +281,8 @@ def test_who_only_shares_the_host_cannot_be_stopped():
         "others kept 0.6 of 2 usable cores busy (withheld by the hypervisor)"
     )
     assert finding.advice == "wait until its other machines rest, or measure on a host of your own"
+
+
+def test_processes_that_took_more_than_the_hypervisor_are_named():
+    finding = busy_machine(foreign_cores=0.6, stolen_cores=0.3, usable_cores=2, names=["rsync"])
+    assert finding.message == "others kept 0.6 of 2 usable cores busy (rsync)"

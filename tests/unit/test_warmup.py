@@ -151,6 +151,14 @@ def test_a_burst_meets_every_step_and_batch_up_to_all_of_it():
     ]
 
 
+def test_of_very_many_requests_at_once_256_are_met():
+    alone, *bursts = needed(Burst(requests=300, isl=16, osl=8), context_tokens=65_536)
+    # 256 × 16 tokens are 4096, 300 × 16 are 4800: both in the step of 4096 to 8191.
+    assert alone.steps[-1] == 4096
+    assert bursts[-1].at_once == 256
+    assert {len(drill.prompts) for drill in bursts} == {2, 4, 8, 16, 32, 64, 128, 256}
+
+
 def test_prompts_together_are_once_a_multiple_of_16_and_once_not():
     # 2 x 79 = 158 = 9 x 16 + 14, so 14 less; 16 x 79 is a multiple, so one less is none.
     bursts = {drill.at_once: [] for drill in needed(BURST)}
@@ -158,6 +166,15 @@ def test_prompts_together_are_once_a_multiple_of_16_and_once_not():
         bursts[drill.at_once].append(drill.prompts)
     assert bursts[2] == [(79, 65), (79, 79)]
     assert bursts[16] == [(79,) * 16, (*[79] * 15, 78)]
+
+
+def test_a_burst_is_of_prompts_of_the_usual_length():
+    requests = tuple(SimpleNamespace(prompt=(1,) * tokens) for tokens in (20, 24, 3000))
+    alone, *bursts = drills(Plan(requests=requests, concurrency=2), Met(), context_tokens=CONTEXT)
+    # From the shortest prompt up to two of the usual 24: the steps of 16 and 32 tokens.
+    assert alone.steps == (16, 32)
+    # 2 × 24 is a multiple of 16, so one less is none.
+    assert [drill.prompts for drill in bursts] == [(24, 24), (24, 23)]
 
 
 def test_what_was_met_is_not_met_again():
