@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pkgutil
 import shutil
 import struct
 import subprocess
@@ -12,45 +13,20 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+import pytest_moeperf
 from pytest_moeperf.guardian import process_table
 from pytest_moeperf.testing import SCRIPT_VARIABLE, FakeEngine, Script, make_fake_interpreter
 from pytest_moeperf.warmup import Once, Proof, Steady
 
 # pytester forgets what a session in this process imported: that takes time, and numpy cannot be
-# imported twice.
+# imported twice. Of our own modules there would be two: tests would patch one and call the other.
 for lazy in (
-    "jsonschema",
-    "numpy",
-    "prometheus_client.parser",
-    "psutil",
-    "pynvml",
-    "pytest_moeperf.cell",
-    "pytest_moeperf.counting",
-    "pytest_moeperf.figures",
-    "pytest_moeperf.gpu",
-    "pytest_moeperf.installs",
-    "pytest_moeperf.judge.routing",
-    "pytest_moeperf.outputs",
-    "pytest_moeperf.pool",
-    "pytest_moeperf.provenance",
-    "pytest_moeperf.references",
-    "pytest_moeperf.report.heatmap",
-    "pytest_moeperf.report.html",
-    "pytest_moeperf.report.html_heat",
-    "pytest_moeperf.report.json",
-    "pytest_moeperf.report.summary",
-    "pytest_moeperf.report.terminal",
-    "pytest_moeperf.routecheck",
-    "pytest_moeperf.routing",
-    "pytest_moeperf.run",
-    "pytest_moeperf.sampling",
-    "pytest_moeperf.store",
-    "pytest_moeperf.testing.nvml",
-    "pytest_moeperf.weights",
-    "rich._emoji_codes",
+    *("jsonschema", "numpy", "prometheus_client.parser", "psutil", "pynvml", "rich._emoji_codes"),
     "scipy.special",
+    *(found.name for found in pkgutil.walk_packages(pytest_moeperf.__path__, "pytest_moeperf.")),
 ):
-    importlib.import_module(lazy)
+    if not lazy.endswith("__main__"):
+        importlib.import_module(lazy)
 
 MODEL_NAME = "tiny-moe"
 CONTEXT_TOKENS = 128
