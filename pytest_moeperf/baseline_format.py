@@ -20,7 +20,7 @@ from pytest_moeperf.baseline import (
     level,
 )
 from pytest_moeperf.document import Line, parse, render, rounded, validate
-from pytest_moeperf.errors import BaselineError
+from pytest_moeperf.errors import BaselineError, NewerFormatError
 from pytest_moeperf.record_form import (
     fingerprint_document,
     public_environment,
@@ -119,10 +119,7 @@ def _version(document: Any, *, newest: int, source: str) -> int:
     if not isinstance(version, int):
         return newest
     if version > newest:
-        raise BaselineError(
-            f"{source}: its format is version {version}, this tool reads up to "
-            f"{newest}: update pytest-moeperf"
-        )
+        raise NewerFormatError(source, version=version, newest=newest)
     return version if version >= 1 else newest
 
 

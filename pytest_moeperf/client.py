@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import ssl
@@ -17,7 +18,15 @@ from pytest_moeperf.loadgen.job import Address
 if TYPE_CHECKING:
     from pytest_moeperf.endpoint import Answer
 
-__all__ = ["ServedModel", "Target", "listed_models", "request_head", "resolve", "served_models"]
+__all__ = [
+    "ServedModel",
+    "Target",
+    "check_url",
+    "listed_models",
+    "request_head",
+    "resolve",
+    "served_models",
+]
 
 ANSWER_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 30.0
@@ -50,13 +59,18 @@ class ServedModel:
 
 def served_models(url: str, *, api_key: str | None = None) -> tuple[ServedModel, ...]:
     """Ask a server what it serves; UsageError says what is wrong with `url` in one line."""
-    _check_url(url)
+    check_url(url)
     try:
         answer = Endpoint(url, api_key).get("/v1/models", timeout_s=ANSWER_TIMEOUT_S)
     except OSError as error:
         raise UsageError(
             f"no server at {url}: {_describe(error, url)}; start one, or check host and port"
         ) from error
+    if answer.status == http.client.NOT_FOUND:
+        raise UsageError(
+            f"{url} is no server that streams /v1/completions: its /v1/models answers HTTP 404; "
+            "check host, port and path"
+        )
     if not answer.ok:
         reason = error_message(answer.text.encode())
         raise UsageError(f"{url}/v1/models answers HTTP {answer.status}: {reason}")
@@ -83,7 +97,7 @@ def listed_models(answer: Answer) -> tuple[ServedModel, ...] | None:
 
 def resolve(url: str) -> Address:
     """Find the address that takes connections; ConnectionError says why there is none."""
-    _check_url(url)
+    check_url(url)
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = parts.port or DEFAULT_PORTS[parts.scheme]
@@ -129,7 +143,8 @@ def request_head(target: Target) -> bytes:
     return text.encode() + b"\r\nContent-Length: %d\r\n\r\n"
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
+    """Raise UsageError for what cannot be a server's URL."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0

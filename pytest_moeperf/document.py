@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_moeperf.errors import BaselineError
+from pytest_moeperf.errors import BaselineError, NewerFormatError
 
 __all__ = [
     "Line",
@@ -150,6 +150,10 @@ def validate(document: Any, schema: Mapping[str, Any], *, source: str) -> None:
     error = next(version, None) or best_match(errors)
     if error is None:
         return
+    if list(error.absolute_path) == ["schema"] and error.validator == "const":
+        version, newest = error.instance, error.validator_value
+        if type(version) is int and version > newest:
+            raise NewerFormatError(source, version=version, newest=newest)
     place = _cut(printable(_place(error.absolute_path)), _MESSAGE_CHARACTERS)
     if error.validator in {"required", "additionalProperties"}:
         # Only these two messages say more than the rule does: they name the key.

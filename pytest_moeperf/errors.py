@@ -8,7 +8,9 @@
     ├── InstallError            an engine environment or bundle could not be made
     ├── ModelError              a model directory is missing, broken or could not be written
     ├── StorageError            a file could not be read or written
-    │   └── BaselineError       a baseline file is not what it must be
+    │   ├── BaselineError       a baseline file is not what it must be
+    │   │   └── NewerFormatError    it is of a format that a later pytest-moeperf writes
+    │   └── UnwritableError     an output could not be written (exit code 2; pytest's own 1)
     ├── LoadError               the load could not be played to its end
     ├── RoutingError            counts of experts that cannot be true
     └── ServerError             a server process or an attached URL
@@ -52,6 +54,20 @@ class StorageError(MoeperfError):
 
 class BaselineError(StorageError):
     """A baseline file with wrong content; the message starts with its path."""
+
+
+class NewerFormatError(BaselineError):
+    """A file of a later format than this version reads."""
+
+    def __init__(self, source: str, *, version: int, newest: int) -> None:
+        super().__init__(
+            f"{source}: its format is version {version}, this tool reads up to "
+            f"{newest}: update pytest-moeperf"
+        )
+
+
+class UnwritableError(StorageError):
+    """An output that could not be written; what it would have replaced is as it was."""
 
 
 class LoadError(MoeperfError):

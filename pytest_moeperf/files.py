@@ -8,17 +8,19 @@ import fcntl
 import os
 import re
 import secrets
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.document import printable
-from pytest_moeperf.errors import StorageError
+from pytest_moeperf.errors import UnwritableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 __all__ = [
     "append_text",
+    "ensure_file_writable",
     "ensure_writable",
     "lock_if_free",
     "locked",
@@ -75,7 +77,7 @@ def lock_if_free(descriptor: int) -> bool:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace the file as a whole, folders made as needed; StorageError leaves the old one."""
+    """Replace the file as a whole, folders made as needed; UnwritableError leaves the old one."""
     write_all({path: text})
 
 
@@ -86,39 +88,83 @@ def append_text(path: Path, text: str) -> None:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Raise StorageError now rather than after the measurement; leaves an empty folder at most."""
+    """Raise UnwritableError now, not after the measurement; leaves an empty folder at most."""
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _staged(folder / "probe", "").unlink(missing_ok=True)
 
 
-def write_all(texts: Mapping[Path, str], *, below: Path | None = None) -> None:
-    """Prepare every file, then replace each as a whole; StorageError leaves what was not replaced.
+def ensure_file_writable(path: Path) -> None:
+    """`ensure_writable` for one file, which may be a pipe or a device."""
+    with _explained(path):
+        place = _place(path, below=None)
+        if place is None and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if place is not None:
+        ensure_writable(place.parent)
 
-    Nothing is written through a link that leads out of `below`.
+
+def write_all(texts: Mapping[Path, str], *, below: Path | None = None) -> None:
+    """Prepare every file, then replace each; UnwritableError leaves what was not replaced.
+
+    A link stays, and the file that it leads to is replaced; a pipe or a device gets the text. With
+    `below`, a link to a file is replaced, and nothing is written through one that leads out of it.
     """
+    places: dict[Path, Path | None] = {}
     staged: dict[Path, Path] = {}
     try:
         for path, text in texts.items():
             with _explained(path):
                 _check_inside(path, below)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                staged[path] = _staged(path, text)
-        for path in texts:
+                places[path] = place = _place(path, below=below)
+                if place is not None:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    staged[path] = _staged(place, text)
+        for path, place in places.items():
             with _explained(path):
-                staged[path].replace(path)
-                del staged[path]
-        for folder in {path.parent for path in texts}:
+                if place is None:
+                    _pour(path, texts[path])
+                else:
+                    staged[path].replace(place)
+                    del staged[path]
+        for folder in {place.parent for place in places.values() if place is not None}:
             _sync(folder)
     finally:
         for leftover in staged.values():
             leftover.unlink(missing_ok=True)
 
 
+def _place(path: Path, *, below: Path | None) -> Path | None:
+    """The file to replace; None where `path` is written as it is, which must never be replaced."""
+    place = path if below is not None else Path(os.path.realpath(path))
+    try:
+        found = path.lstat() if below is not None else path.stat()
+    except FileNotFoundError:
+        return place
+    mode = found.st_mode
+    if stat.S_ISLNK(mode):
+        return place
+    if stat.S_ISREG(mode):
+        # A file that was removed while it is open has no name: /dev/stdout may lead to one.
+        return place if place.exists() and place.samefile(path) else None
+    if below is None and (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise UnwritableError(f"cannot write {printable(str(path))}: it is not a file")
+
+
+def _pour(path: Path, text: str) -> None:
+    """Write to what is there, without O_CREAT: it may have gone meanwhile."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+        file.write(text.encode())
+
+
 def _check_inside(path: Path, root: Path | None) -> None:
     # A pull request can add a folder that is a link to elsewhere.
     if root is not None and not path.parent.resolve().is_relative_to(root.resolve()):
-        raise StorageError(
+        raise UnwritableError(
             f"cannot write {printable(str(path))}: a link leads out of {printable(str(root))}"
         )
 
@@ -154,7 +200,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {printable(str(path))}: {reason_of(error)}") from error
+        raise UnwritableError(f"cannot write {printable(str(path))}: {reason_of(error)}") from error
 
 
 def reason_of(error: OSError) -> str:

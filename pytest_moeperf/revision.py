@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Shelf", "read_folder", "read_shelf"]
 
 _GIT = "git:"
+_NO_COMMIT = "no such commit here; fetch it first (`git fetch origin`)"
+_NO_COMMIT_YET = "this repository has no commit yet; commit first, or give a folder"
 _TIMEOUT_S = 60.0
 _FILES = frozenset({"100644", "100755"})
 """Modes of regular files; a link in a pull request is not followed."""
@@ -44,6 +46,8 @@ def read_shelf(where: str, root: Path, *, since_fork: bool = False) -> Shelf:
     With `since_fork` a commit stands for where the present one branched off it, so that what
     others merged meanwhile is not held against this change.
     """
+    if not where.removeprefix(_GIT).strip():
+        raise UsageError(f"{where!r} names no folder or commit; give one, such as git:origin/main")
     if where.startswith(_GIT):
         return _read_commit(where.removeprefix(_GIT), root, since_fork=since_fork)
     folder = Path(where)
@@ -117,9 +121,14 @@ class _Git:
         commit = above.run(
             *("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"),
             what=f"git:{ref}",
-            refusal="no such commit here; fetch it first (`git fetch origin`)",
+            refusal=_NO_COMMIT if above.has_commits else _NO_COMMIT_YET,
         ).strip()
         return cls(folder, prefix + "".join(f"{part}/" for part in inner), commit)
+
+    @property
+    def has_commits(self) -> bool:
+        """Whether anything is checked out: a new repository has nothing to compare with."""
+        return self._ran("rev-parse", "--verify", "--quiet", "HEAD").returncode == 0
 
     @property
     def fork_point(self) -> str:

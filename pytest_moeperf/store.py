@@ -10,27 +10,27 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import stat
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_moeperf.baseline import Baseline
 from pytest_moeperf.baseline_format import decode, encode
 from pytest_moeperf.document import printable
-from pytest_moeperf.errors import BaselineError, StorageError, UsageError
+from pytest_moeperf.errors import BaselineError, StorageError, UnwritableError, UsageError
 from pytest_moeperf.files import (
     locked,
     reason_of,
     write_all,
 )
+from pytest_moeperf.identity import PLAIN_NAME
 from pytest_moeperf.waiver import Waiver, decode_waivers, encode_waivers
 from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from pytest_moeperf.baseline import Recording
 
@@ -57,7 +57,6 @@ WAIVERS = "waivers.json"
 
 _MAX_BYTES = 4 * 1024 * 1024
 """Ten starts of a hundred metrics and ten repeats are below 200 kB."""
-_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", re.ASCII)
 _PLACED_DEPTH = 3
 """Hardware, engine, and a cell of at least one folder and a file."""
 
@@ -66,7 +65,7 @@ def baseline_path(root: Path, *, hardware: str, engine: str, cell: str) -> Path:
     """`<root>/<hardware>/<engine>/<cell>.json`; UsageError for a name that is no plain path."""
     parts = (hardware, engine, *cell.split("/"))
     for part in parts:
-        if not _COMPONENT.fullmatch(part):
+        if not PLAIN_NAME.fullmatch(part):
             raise UsageError(
                 f"{part!r} in {'/'.join(parts)!r} cannot name a baseline: use letters, digits "
                 "and . _ = + - and begin with a letter or digit"
@@ -126,10 +125,29 @@ def load_placed(root: Path, path: Path) -> Baseline:
 
 
 def find(root: Path) -> tuple[Path, ...]:
-    """Every baseline file below `root`, sorted; UsageError where there is no such folder."""
-    if not root.is_dir():
-        raise UsageError(f"no folder {printable(str(root))}: give the one that holds baselines")
-    return tuple(sorted(path for path in root.rglob("*.json") if path != root / WAIVERS))
+    """Every baseline file below `root`, sorted; UsageError where there is no such folder.
+
+    StorageError where a folder cannot be read: what is in it would count as not there.
+    """
+    try:
+        if not root.is_dir():
+            raise UsageError(f"no folder {printable(str(root))}: give the one that holds baselines")
+        names = [
+            Path(folder, name)
+            for folder, folders, files in os.walk(root, onerror=_raise)
+            for name in (*folders, *files)
+        ]
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {printable(str(error.filename))}: {reason_of(error)}"
+        ) from error
+    return tuple(
+        sorted(path for path in names if path.name.endswith(".json") and path != root / WAIVERS)
+    )
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def read_waivers(root: Path) -> tuple[Waiver, ...]:
@@ -173,7 +191,7 @@ def remove(root: Path, paths: Iterable[Path]) -> None:
                 folder.rmdir()
                 folder = folder.parent
         except OSError as error:
-            raise StorageError(
+            raise UnwritableError(
                 f"cannot remove {printable(str(path))}: {reason_of(error)}"
             ) from error
 

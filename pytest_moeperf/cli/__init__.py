@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_moeperf.cli.streams import UnreadError, checked_output, forgiving_messages
-from pytest_moeperf.errors import MoeperfError, UsageError
+from pytest_moeperf.errors import MoeperfError, UnwritableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,13 @@ class _Parser(argparse.ArgumentParser):
             f"{self.prog}: error: {message} (`{self.prog} --help` lists what is valid)\n",
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # That of the subcommand, whose help lists what it takes; argparse asks the outermost one.
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
@@ -72,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UnreadError:
             # The reader, such as `head`, has enough.
             return EXIT_UNREAD
-        except UsageError as error:
+        except (UsageError, UnwritableError) as error:
             sys.stderr.write(f"moeperf: error: {error}\n")
             return EXIT_MISUSE
         except MoeperfError as error:

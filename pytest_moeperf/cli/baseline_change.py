@@ -131,8 +131,14 @@ def _measured(path: Path) -> dict[str, str]:
     """The workload of every cell that a run measured, by the place of its baseline."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--run {printable(str(path))}: cannot be read: {error}") from error
+    except OSError as error:
+        raise UsageError(
+            f"--run {printable(str(path))}: cannot be read: {error.strerror}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--run {printable(str(path))}: is not text; give the run.json of a session"
+        ) from error
     document = parse(text, source=printable(str(path)))
     validate(document, store.schema("run-2"), source=printable(str(path)))
     if not document["finished"]:
@@ -152,6 +158,8 @@ def _measured(path: Path) -> dict[str, str]:
 
 
 def _anchor(args: argparse.Namespace) -> int:
+    if not args.reason.strip():
+        raise UsageError("--reason is empty: say what the figures are, for who reads the diff")
     root, day = args.baseline_dir, baseline_options.today()
     paths = list(selected(root, args.targets))
     old, new = _anchored(root, paths, args.reason)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf import store
+from pytest_moeperf.cli import values
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import UsageError
 
@@ -25,11 +26,11 @@ def today() -> str:
     return dt.datetime.now(dt.UTC).date().isoformat()
 
 
-def add_folder(action: argparse.ArgumentParser) -> None:
+def add_folder(action: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:
     """Declare `--baseline-dir`."""
     action.add_argument(
         "--baseline-dir",
-        type=Path,
+        type=values.folder,
         default=ROOT,
         metavar="DIR",
         help="where baselines are stored (default: baselines)",
@@ -41,6 +42,7 @@ def add_targets(action: argparse.ArgumentParser, *, default: str = "all") -> Non
     action.add_argument(
         "targets",
         nargs="*",
+        type=values.text,
         metavar="PATH|CELL",
         help=f"a file, a folder, or a cell or the beginning of its name (default: {default})",
     )

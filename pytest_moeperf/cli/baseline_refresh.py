@@ -119,8 +119,19 @@ def _plan(args: argparse.Namespace) -> Plan:
     for engine in args.engine:
         words += ["--engine", engine]
     words += ["-k", args.keyword] if args.keyword else []
-    words += _split(args.pytest_args)
-    return Plan(pytest_arguments=tuple(words), starts=args.starts, sessions=args.sessions)
+    return Plan(
+        pytest_arguments=(*words, *_split(args.pytest_args)),
+        typed=("moeperf", "baseline", "refresh", *words, *_typed(args)),
+        starts=args.starts,
+        sessions=args.sessions,
+    )
+
+
+def _typed(args: argparse.Namespace) -> list[str]:
+    """All that is not told to pytest as it was typed."""
+    words = [f"--pytest-args={args.pytest_args}"] if args.pytest_args else []
+    words += ["--starts", str(args.starts), "--sessions", str(args.sessions)]
+    return [*words, "--baseline-dir", str(args.baseline_dir), "--reason", args.reason]
 
 
 def _split(typed: str) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_moeperf.cli import baseline_options
-from pytest_moeperf.cli.baseline_options import ROOT, add_folder
+from pytest_moeperf.cli import baseline_options, values
+from pytest_moeperf.cli.baseline_options import add_folder
 from pytest_moeperf.document import printable, render
 from pytest_moeperf.report import baselines as report
 from pytest_moeperf.review import due, unexcused, what_changed
@@ -18,6 +17,7 @@ from pytest_moeperf.waiver import encode_waivers
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from pytest_moeperf.review import CellChange, Lowering
     from pytest_moeperf.revision import Shelf
@@ -32,16 +32,18 @@ def configure(actions: Any) -> None:
     check = actions.add_parser(
         "check", help="validate every file, and let no bar be lowered unexplained; 1 if one is"
     )
-    check.add_argument(
-        "baseline_dir",
+    where = check.add_mutually_exclusive_group()
+    where.add_argument(
+        "folder",
         nargs="?",
-        type=Path,
-        default=ROOT,
+        type=values.folder,
         metavar="DIR",
-        help="where baselines are stored (default: baselines)",
+        help="the same as --baseline-dir DIR",
     )
+    add_folder(where)
     check.add_argument(
         "--against",
+        type=values.text,
         metavar="WHERE",
         help=f"what the baselines were before this change: {_WHERE}; of a commit, what it has "
         "in common with the present one",
@@ -50,15 +52,27 @@ def configure(actions: Any) -> None:
     check.set_defaults(act=_check)
     diff = actions.add_parser("diff", help="show what changed as a table")
     diff.add_argument(
-        "old", nargs="?", default="git:HEAD", metavar="OLD", help=f"{_WHERE} (default: git:HEAD)"
+        "old",
+        nargs="?",
+        type=values.text,
+        default="git:HEAD",
+        metavar="OLD",
+        help=f"{_WHERE} (default: git:HEAD)",
     )
-    diff.add_argument("new", nargs="?", metavar="NEW", help="the same (default: what is there now)")
+    diff.add_argument(
+        "new",
+        nargs="?",
+        type=values.text,
+        metavar="NEW",
+        help="the same (default: what is there now)",
+    )
     diff.add_argument("--markdown", action="store_true", help="print Markdown for a pull request")
     add_folder(diff)
     diff.set_defaults(act=_diff)
 
 
 def _check(args: argparse.Namespace) -> int:
+    args.baseline_dir = args.folder or args.baseline_dir
     root, day = args.baseline_dir, baseline_options.today()
     now = read_folder(root)
     lowered: tuple[Lowering, ...] = ()

@@ -15,6 +15,7 @@ from pytest_moeperf.document import printable
 from pytest_moeperf.errors import UsageError
 from pytest_moeperf.judge import StoredStart
 from pytest_moeperf.policy import policy_for
+from pytest_moeperf.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -63,9 +64,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, print, return 0."""
+    """Replay, print, return 0; UsageError where no gate can be replayed."""
     groups = _groups(args.baseline_dir, args.gpu)
     results = [_calibrated(hardware, engine, found, args) for (hardware, engine), found in groups]
+    if not any(result["gates"] for result in results):
+        raise UsageError(_nothing(results, args.baseline_dir))
     if args.json:
         print(json.dumps({"groups": results}, indent=1))
     else:
@@ -87,6 +90,19 @@ def _groups(root: Path, wanted: str | None) -> list[tuple[tuple[str, str], list[
             f"no baselines{f' of {wanted!r}' if wanted else ''} in {printable(str(root))}: {there}"
         )
     return chosen
+
+
+def _nothing(results: Sequence[dict[str, Any]], root: Path) -> str:
+    """Why there is nothing to replay."""
+    where = printable(str(root))
+    starts = [each["starts"] for result in results for each in result["too_few_starts"]]
+    if not starts:
+        return f"nothing can be replayed: no baseline in {where} has a gate"
+    return (
+        f"nothing can be replayed: of {counted(len(starts), 'gate')} in {where} none has the 3 "
+        f"stored starts that are needed (most: {max(starts)}); add starts with "
+        "`pytest --baseline record` or `moeperf baseline refresh`"
+    )
 
 
 def _calibrated(
@@ -112,8 +128,8 @@ def _calibrated(
         "hardware": hardware,
         "nights": args.nights,
         "paired": can_pair,
-        "red_nights_a_month": quiet.monthly,
-        "red_nights_a_month_at_most": quiet.monthly_at_most,
+        "red_nights_a_month": quiet.monthly if ready else None,
+        "red_nights_a_month_at_most": quiet.monthly_at_most if ready else None,
         "too_few_starts": [
             {"cell": each.cell, "metric": each.metric, "starts": sum(each.history.layout)}
             for each in gates
@@ -152,18 +168,21 @@ def _document(each: _Gate, quiet: QuietNights, index: int, caught: float | None)
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     how = "with an A/B against the old engine" if result["paired"] else "without an old engine"
     yield (
-        f"{result['engine']} on {result['hardware']}, {how}: {len(result['gates'])} gates, "
-        f"{result['nights']} nights without a change"
+        f"{result['engine']} on {result['hardware']}, {how}: "
+        f"{counted(len(result['gates']), 'gate')}, {result['nights']} nights without a change"
     )
+    if not result["gates"]:
+        yield "nothing can be replayed"
+        yield from _unready(result["too_few_starts"])
+        return
     yield (
         f"false-alarm nights a month: {result['red_nights_a_month']:.2g} "
         f"(95 %: at most {result['red_nights_a_month_at_most']:.2g})"
     )
     names = [f"{each['cell']} {each['metric']}" for each in result["gates"]]
-    width = max(map(len, names), default=0)
-    if names:
-        yield _row("", width, ("starts", "red", "90 % catch"))
-        yield _row("", width, ("a night", "a month", "a change of"))
+    width = max(map(len, names))
+    yield _row("", width, ("starts", "red", "90 % catch"))
+    yield _row("", width, ("a night", "a month", "a change of"))
     for name, each in zip(names, result["gates"], strict=True):
         change = each["smallest_change_caught"]
         figures = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.document import printable
-from pytest_moeperf.errors import BaselineError, UsageError
+from pytest_moeperf.errors import BaselineError, NewerFormatError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -60,6 +60,8 @@ def _read(file: str) -> StoredRun:
         raise UsageError(f"{name}: is not text; give the run.json of a session") from error
     try:
         return read_run(text, source=name, schema=schema("run-2"))
+    except NewerFormatError as error:
+        raise UsageError(str(error)) from error
     except BaselineError as error:
         raise UsageError(f"{error}; give the run.json of a session") from error
 

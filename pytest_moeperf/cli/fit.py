@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.cli.values import count, share
@@ -24,7 +25,8 @@ __all__ = ["HELP", "configure", "run"]
 HELP = "Calculate whether a model fits GPUs, what fills them, and what would fit"
 
 EXIT_DOES_NOT_FIT = 1
-_GPUS = re.compile(r"(?:(?P<count>[1-9]\d{0,3})x)?(?P<name>[a-z0-9-]+)")
+_MOST_GPUS = 9999
+_GPUS = re.compile(r"(?:(?P<count>\d+)x)?(?P<name>[a-z0-9-]+)")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +132,11 @@ def _gpus(asked: str, classes: dict[str, HardwareClass]) -> tuple[int, HardwareC
     if match is None or gpu is None:
         known = ", ".join(classes)
         raise UsageError(f"--gpu {asked}: give a number and a class, as 2xh200; classes: {known}")
-    return int(match["count"] or 1), gpu
+    # Compared by its length first: Python refuses to read thousands of digits.
+    count = (match["count"] or "1").lstrip("0")
+    if not count or len(count) > len(str(_MOST_GPUS)):
+        raise UsageError(f"--gpu {asked}: give 1 to {_MOST_GPUS} GPUs, as 2xh200")
+    return int(count), gpu
 
 
 def _parallel(args: argparse.Namespace, arch: Architecture, gpus: int) -> Parallelism:
@@ -148,7 +154,13 @@ def _parallel(args: argparse.Namespace, arch: Architecture, gpus: int) -> Parall
             "TP × PP × DP must equal it"
         )
     if reason := unservable(arch, parallel):
-        raise UsageError(f"{args.model} with {parallel.label}: {reason}")
+        valid = [
+            str(tensor)
+            for tensor in range(1, arch.heads + 1)
+            if not unservable(arch, replace(parallel, tensor=tensor))
+        ]
+        advice = f"; TP can be {', '.join(valid)}" if valid else ""
+        raise UsageError(f"{args.model} with {parallel.label}: {reason}{advice}")
     return parallel
 
 

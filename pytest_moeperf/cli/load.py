@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_moeperf import validity
 from pytest_moeperf.cli import load_options
 from pytest_moeperf.datasets import load_data
-from pytest_moeperf.errors import UsageError
+from pytest_moeperf.errors import StorageError, UsageError
 from pytest_moeperf.report.load import Played, document, table
 from pytest_moeperf.workload import plan
 
@@ -51,7 +51,11 @@ def _play(options: LoadOptions) -> Played:
     from pytest_moeperf.driver import play  # noqa: PLC0415 - not for other commands
 
     # Before the server is asked: what is wrong with it is wrong for every server.
-    data = load_data(options.workload)
+    try:
+        data = load_data(options.workload)
+    except StorageError as error:
+        # A file that was typed; 1 would say that the load failed.
+        raise UsageError(str(error)) from error
     api_key = os.environ.get(API_KEY_VARIABLE)
     model = _choose(served_models(options.url, api_key=api_key), options.model, options.url)
     target = Target(

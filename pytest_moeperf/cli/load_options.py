@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,7 @@ def read(args: argparse.Namespace) -> LoadOptions:
     """Check the options and put them together; UsageError says in one line what is wrong."""
     if args.url is None:
         raise UsageError("--url is missing: give the server's, e.g. --url http://127.0.0.1:8000")
+    _check_url(args.url)
     _check_company(args)
     args = _with_defaults(args)
     if args.vocab_size <= FIRST_TOKEN_ID:
@@ -191,6 +193,16 @@ def read(args: argparse.Namespace) -> LoadOptions:
         stall_timeout_s=args.stall_timeout,
         exports=_exports(args.export),
     )
+
+
+def _check_url(typed: str) -> None:
+    """Before its end is cut off, so that an error quotes what was typed."""
+    from pytest_moeperf.client import check_url  # noqa: PLC0415 - not for other commands
+
+    try:
+        check_url(typed)
+    except UsageError as error:
+        raise UsageError(f"--url {error}") from None
 
 
 def refuse_beside_selftest(args: argparse.Namespace) -> None:
@@ -270,10 +282,11 @@ def _prompts(args: argparse.Namespace) -> Prompts:
         return ShareGPT(args.sharegpt)
     if args.shared_prefix is None:
         return RandomTokens()
-    found = re.fullmatch(r"(\d+)x(\d+)", args.shared_prefix)
+    found = re.fullmatch(r"0*([1-9]\d{0,8})x0*([1-9]\d{0,8})", args.shared_prefix, re.ASCII)
     if found is None:
         raise UsageError(
-            f"--shared-prefix {args.shared_prefix}: give groups and tokens, e.g. 4x512"
+            f"--shared-prefix {args.shared_prefix}: give groups and tokens, both above 0, "
+            "e.g. 4x512"
         )
     return SharedPrefix(groups=int(found[1]), prefix=int(found[2]))
 
@@ -293,6 +306,8 @@ def _slo(texts: list[str]) -> SLO | None:
                 f"--slo {text}: give NAME=MS with one of {', '.join(SLO_NAMES)}, "
                 "e.g. --slo ttft_ms=500"
             )
+        if not 0 < objectives[name] < math.inf:
+            raise UsageError(f"--slo {text}: give a number of milliseconds above 0")
     return SLO(**objectives) if objectives else None
 
 
@@ -300,7 +315,7 @@ def _exports(texts: list[str]) -> dict[str, Path]:
     if not texts:
         return {}
     from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - not for other commands
-    from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - not for other commands
+    from pytest_moeperf.files import ensure_file_writable  # noqa: PLC0415 - not for other commands
 
     exports: dict[str, Path] = {}
     for text in texts:
@@ -315,6 +330,6 @@ def _exports(texts: list[str]) -> dict[str, Path]:
         if Path(file).is_dir():
             raise UsageError(f"--export {text}: {file} is a folder; give a file")
         # A file that cannot be written is told before the load, not after it.
-        ensure_writable(Path(file).parent)
+        ensure_file_writable(Path(file))
         exports[form] = Path(file)
     return exports

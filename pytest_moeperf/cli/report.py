@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_moeperf.document import printable
-from pytest_moeperf.errors import BaselineError, UsageError
+from pytest_moeperf.errors import BaselineError, NewerFormatError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     source = Path(args.run_json)
     page = args.html or source.with_name("report.html")
     write_text_atomic(page, to_html(_read(source)))
-    print(f"report: {page}")
+    if page.is_file():  # a pipe got the page, and may be this very output
+        print(f"report: {page}")
     return 0
 
 
@@ -54,5 +55,7 @@ def _read(path: Path) -> SessionReport:
         raise UsageError(f"{name}: is not text; give the run.json of a session") from error
     try:
         return from_json(text, source=name, schema=schema("run-2"))
+    except NewerFormatError as error:
+        raise UsageError(str(error)) from error
     except BaselineError as error:
         raise UsageError(f"{error}; give the run.json of a session") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO, cast
@@ -32,6 +33,7 @@ def checked_output() -> Iterator[None]:
     # What Python makes of a closed one.
     if sys.stdout is None:
         raise UsageError("standard output is closed: send it to a file, a pipe or /dev/null")
+    _take_any_character(sys.stdout)
     output, forgiving = cast("TextIO", _Output(sys.stdout)), _Stream(sys.stdout)
     with contextlib.redirect_stdout(output):
         try:
@@ -54,6 +56,12 @@ def forgiving_messages() -> Iterator[None]:
             stream = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 - a device
         stack.enter_context(contextlib.redirect_stderr(cast("TextIO", _Stream(stream))))
         yield
+
+
+def _take_any_character(stream: TextIO) -> None:
+    """Print `?` for what an encoding lacks, such as ASCII; standard error has escapes anyway."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
+        stream.reconfigure(errors="replace")
 
 
 class _Stream:

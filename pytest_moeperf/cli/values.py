@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
-__all__ = ["above_zero", "count", "share", "whole"]
+__all__ = ["above_zero", "count", "folder", "share", "text", "whole"]
 
 
 def whole(text: str) -> int:
@@ -37,6 +38,18 @@ def share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
     return value
+
+
+def text(typed: str) -> str:
+    """Any but an empty one, which is what a variable becomes that was not set."""
+    if not typed.strip():
+        raise argparse.ArgumentTypeError(f"{typed!r} is empty: is a variable not set?")
+    return typed
+
+
+def folder(typed: str) -> Path:
+    """A folder; an empty name would be the one that the command was typed in."""
+    return Path(text(typed))
 
 
 def _number(text: str) -> float:

@@ -53,7 +53,7 @@ def probe_interpreter(python: Path, engine: str) -> EngineInstall:
     if not answer["found"]:
         raise UsageError(
             f"{asked}: this Python has no {engine}; install it there, "
-            "or build an environment with: moeperf engine install"
+            "or take one of its own: `moeperf engine list` tells which can be built"
         )
     return EngineInstall(
         engine=engine,

@@ -1,8 +1,10 @@
 """`moeperf baseline prune` and `anchor` as they are typed."""
 
 import dataclasses
+import errno
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,29 @@ def test_anchor_needs_a_reason(moeperf, capsys):
         moeperf("anchor", "--yes")
     assert caught.value.code == 2
     assert "--reason" in capsys.readouterr().err
+
+
+def test_a_reason_of_blanks_is_none(moeperf):
+    before = FILE.read_text()
+    assert moeperf("anchor", CELL, "--reason", " ", "--yes") == (
+        2,
+        "",
+        "moeperf: error: --reason is empty: say what the figures are, for who reads the diff\n",
+    )
+    assert FILE.read_text() == before
+
+
+def test_an_anchor_that_cannot_be_written_is_no_failed_check(moeperf, monkeypatch):
+    # Root may write everywhere, so the kernel's answer is given here.
+    def denied(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", denied)
+    code, _, err = moeperf("anchor", CELL, "--reason", "release", "--yes")
+    assert (code, err) == (
+        2,
+        f"moeperf: error: cannot write {FILE}: the file system is read-only\n",
+    )
 
 
 def test_anchor_of_what_is_anchored_already_writes_nothing(moeperf):

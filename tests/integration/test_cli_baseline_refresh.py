@@ -436,12 +436,26 @@ def test_a_candidate_of_other_tests_or_engines_is_not_stored_for_these(
     code, out, err = refresh("--engine", "vllm==0.33.0", "--sessions", "2", "--yes")
     assert (code, out, len(commands)) == (2, "", 1)
     assert err == (
-        "moeperf: error: .moeperf/candidate holds what `pytest suites -k 'moe or it'` measured, "
-        "and this is `pytest suites --engine vllm==0.33.0`: type that command again, or --restart "
+        "moeperf: error: .moeperf/candidate holds what `moeperf baseline refresh suites "
+        "-k 'moe or it' --starts 2 --sessions 2 --baseline-dir baselines --reason 'vLLM 0.33'` "
+        "measured, and this command has other tests or options: type that one again, or --restart "
         "to forget it\n"
     )
     pytest_ends(0, lambda: store.write_baselines(CANDIDATE, [measured(21.0)]))
     assert refresh("--engine", "vllm==0.33.0", "--sessions", "2", "--restart")[0] == 0
+
+
+def test_what_was_killed_before_it_stored_anything_stands_in_nobodys_way(
+    refresh, measured, pytest_ends
+):
+    pytest_ends(-9, lambda: CANDIDATE.mkdir(parents=True))
+    assert refresh("-k", "moe")[0] == 1
+    pytest_ends(4)
+    code, _, err = refresh("-k", "it")
+    assert code == 2
+    assert "what was measured stays" not in err
+    pytest_ends(0, lambda: store.write_baselines(CANDIDATE, [measured(20.0, 20.0)]))
+    assert refresh("--yes")[0] == 0
 
 
 def test_an_interrupted_call_goes_on_in_its_session(refresh, measured, pytest_ends, sessions):
@@ -475,7 +489,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(ref
     commands = pytest_ends(0)
     Path("file").touch()
     code, _, err = refresh("--baseline-dir", "file/figures", "--yes")
-    assert (code, commands) == (1, [])
+    assert (code, commands) == (2, [])
     assert err == (
         "moeperf: error: cannot write file/figures: a file is in the place of one of its folders\n"
     )

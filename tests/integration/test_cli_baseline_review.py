@@ -1,7 +1,9 @@
 """`moeperf baseline check` and `diff`, in a repository as CI has it."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -129,6 +131,57 @@ def test_check_of_a_folder_that_is_not_there_is_one_line(moeperf):
     )
 
 
+@pytest.mark.parametrize("typed", ["", " "])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["check", "--against"], "--against"),
+        (["check", "--baseline-dir"], "--baseline-dir"),
+        (["check"], "DIR"),
+        (["show"], "PATH|CELL"),
+        (["anchor", "--reason", "r"], "PATH|CELL"),
+        (["diff"], "OLD"),
+        (["diff", "git:main"], "NEW"),
+    ],
+)
+def test_a_variable_that_is_not_set_guards_nothing_and_is_misuse(
+    moeperf, capsys, words, name, typed
+):
+    with pytest.raises(SystemExit, match="2"):
+        moeperf(*words, typed)
+    error = capsys.readouterr().err
+    assert f"argument {name}: {typed!r} is empty: is a variable not set? (`moeperf" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["check"], ["show"], ["check", "--against", "git:main"], ["check", "--json"]]
+)
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(moeperf, monkeypatch, words):
+    # Root may read everything, so the kernel's answer is given here.
+    scandir, closed = os.scandir, str(ROOT / "cpu")
+
+    def denied(path):
+        if str(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert moeperf(*words) == (1, "", f"moeperf: error: cannot read {closed}: no permission\n")
+
+
+def test_check_takes_the_folder_as_the_other_actions_do(moeperf):
+    ROOT.rename("figures")
+    assert moeperf("check", "--baseline-dir", "figures") == moeperf("check", "figures")
+    assert moeperf("check", "figures")[0] == 0
+
+
+def test_check_takes_one_folder(moeperf, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        moeperf("check", "figures", "--baseline-dir", "baselines")
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 def test_check_tells_what_is_due_without_failing(moeperf, refreshed):
     write(refreshed(31.0, expires="2026-01-31"))
     code, out, _ = moeperf("check")
@@ -229,6 +282,7 @@ def test_a_base_of_version_1_is_read(moeperf, refreshed):
     ("where", "message"),
     [
         ("git:nowhere", "git:nowhere: no such commit here; fetch it first (`git fetch origin`)"),
+        ("git:", "'git:' names no folder or commit; give one, such as git:origin/main"),
         ("git:--help", "git:--help: no such commit here; fetch it first (`git fetch origin`)"),
         (
             "origin/main",
@@ -377,3 +431,18 @@ def test_a_refreshed_start_is_one_line_of_git_diff(refreshed):
         removed[1].replace("-", "+", 1)[:60],
         '+    {"recorded_at": "2026-01-02T03:04:05Z", "session_id": "',
     ]
+
+
+def test_a_repository_without_a_commit_has_nothing_to_compare_with(moeperf, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    git("init", "-q")
+    ROOT.mkdir()
+    assert moeperf("diff") == (
+        2,
+        "",
+        (
+            "moeperf: error: git:HEAD: this repository has no commit yet; commit first, or give a "
+            "folder\n"
+        ),
+    )

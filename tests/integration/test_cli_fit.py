@@ -84,10 +84,17 @@ def test_a_quantized_checkpoint_is_taken_as_it_is(moeperf_fit, config):
     [
         ("mixtral --gpu h200", "no model 'mixtral': give one of deepseek-v2-lite, "),
         ("mixtral-8x7b --gpu cpu", "--gpu cpu: give a number and a class, as 2xh200; classes: a1"),
-        ("mixtral-8x7b --gpu 0xh200", "--gpu 0xh200: give a number and a class"),
+        ("mixtral-8x7b --gpu 0xh200", "--gpu 0xh200: give 1 to 9999 GPUs, as 2xh200"),
+        ("mixtral-8x7b --gpu 10000xh200", "--gpu 10000xh200: give 1 to 9999 GPUs, as 2xh200"),
         ("mixtral-8x7b --gpu h200x2", "--gpu h200x2: give a number and a class"),
         ("mixtral-8x7b --gpu 2xh200 --tp 4", "TP=4 takes 4 GPUs and --gpu 2xh200 gives 2: TP × PP"),
-        ("mixtral-8x7b --gpu 3xh200", "mixtral-8x7b with TP=3: TP=3 does not divide the 32 atten"),
+        (
+            "mixtral-8x7b --gpu 3xh200",
+            (
+                "mixtral-8x7b with TP=3: TP=3 does not divide the 32 attention heads; TP can be "
+                "1, 2, 4, 8, 16, 32\n"
+            ),
+        ),
         ("llama-3.1-8b --gpu h200 --ep", "llama-3.1-8b with TP=1 EP: a dense model has no experts"),
         ("mixtral-8x7b --gpu h200 --context 99999", "--context 99999: mixtral-8x7b has 32768 tok"),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -326,7 +327,11 @@ def test_the_key_of_the_environment_is_used(load, monkeypatch):
         (["--sharegpt", "a", "--vocab-size", "99"], "of its own: drop --vocab-size"),
         # Values that cannot be.
         (["--osl", "300"], "needs 8 + 300 = 308 tokens, the model's context has 256"),
-        (["--shared-prefix", "8"], "--shared-prefix 8: give groups and tokens, e.g. 4x512"),
+        (
+            ["--shared-prefix", "8"],
+            "--shared-prefix 8: give groups and tokens, both above 0, e.g. 4x512",
+        ),
+        (["--shared-prefix", "0x5"], "--shared-prefix 0x5: give groups and tokens, both above 0"),
         (["--shared-prefix", "2x9"], "prefix = 9 in a workload: prompts have only isl = 8"),
         (["--shared-prefix", "6x2"], "groups = 6 in a workload: with requests = 6 no two share"),
         (["--vocab-size", "10"], "--vocab-size 10: prompts take ids from 10 up, so give more"),
@@ -335,7 +340,8 @@ def test_the_key_of_the_environment_is_used(load, monkeypatch):
         (["--slo", "ttft=5"], "--slo ttft=5: give NAME=MS with one of ttft_ms, tpot_ms, e2el_ms"),
         (["--slo", "ttft_ms=soon"], "--slo ttft_ms=soon: give NAME=MS"),
         (["--slo", "ttft_ms=5", "--slo", "ttft_ms=6"], "--slo ttft_ms=6: ttft_ms is given twice"),
-        (["--slo", "ttft_ms=0"], "SLO ttft_ms=0.0: give a number of milliseconds above 0"),
+        (["--slo", "ttft_ms=0"], "--slo ttft_ms=0: give a number of milliseconds above 0"),
+        (["--slo", "ttft_ms=nan"], "--slo ttft_ms=nan: give a number of milliseconds above 0"),
         (["--export", "csv=a"], "--export csv=a: give FORMAT=FILE with one of vllm, sglang"),
         (["--export", "vllm="], "--export vllm=: give FORMAT=FILE"),
         (["--export", "vllm=FOLDER"], "is a folder; give a file"),
@@ -344,6 +350,8 @@ def test_the_key_of_the_environment_is_used(load, monkeypatch):
             "each format and each file can be given once",
         ),
         (["--trace", "FOLDER/wrong.csv"], "wrong.csv:2: no output_tokens"),
+        (["--trace", "FOLDER/no.csv"], "no.csv: cannot be read, No such file or directory"),
+        (["--sharegpt", "FOLDER/no.json"], "no.json: cannot be read, No such file or directory"),
         (["--selftest"], "--selftest plays a load of its own against a server of its own: drop"),
         (["--selftest", "--rate", "4"], "drop --"),
     ],
@@ -439,9 +447,33 @@ def test_a_file_that_cannot_be_written_is_told_before_the_load(load, tmp_path, c
     asked = client()
     (tmp_path / "file").write_text("")
     code, _, err = load("--export", f"vllm={tmp_path}/file/result.json")
-    assert code == 1
+    assert code == 2
     assert "a file is in the place of one of its folders" in err
     assert asked == {}
+
+
+def test_an_export_goes_into_a_pipe(load, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        code, _, err = load("--export", f"vllm={tmp_path}/pipe")
+        assert (code, err) == (0, "")
+        assert json.loads(os.read(reader, 100_000))["completed"] == 6
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("typed", ["http://", "nowhere:8000", "http://h:0/"])
+def test_a_url_is_quoted_as_it_was_typed(load, typed):
+    assert load(url=typed) == (
+        2,
+        "",
+        (
+            f"moeperf: error: --url {typed!r} is not a server's URL; give one such as "
+            "http://127.0.0.1:8000\n"
+        ),
+    )
 
 
 def test_a_url_without_a_server_is_one_line_and_exit_code_2(load):

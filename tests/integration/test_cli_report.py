@@ -1,5 +1,8 @@
 """`moeperf report`: the page of a stored run."""
 
+import subprocess
+import sys
+
 import pytest
 
 from pytest_moeperf import cli
@@ -57,3 +60,35 @@ def test_what_is_no_run_is_an_error_of_one_line(tmp_path, content, reason, capsy
     assert error.rstrip().endswith(reason)
     assert error.count("\n") == 1
     assert not path.with_name("report.html").exists()
+
+
+def test_a_run_of_a_later_version_asks_for_that_version(stored, capsys):
+    stored.write_text(stored.read_text().replace('"schema": 2', '"schema": 3'))
+    for words in (["report", str(stored)], ["compare", str(stored), str(stored)]):
+        assert cli.main(words) == 2
+        assert capsys.readouterr().err == (
+            f"moeperf: error: {stored}: its format is version 3, this tool reads up to 2: "
+            "update pytest-moeperf\n"
+        )
+
+
+def test_the_page_goes_into_a_pipe_and_nothing_else_does(stored, session_report, tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pytest_moeperf.cli import main; sys.exit(main())",
+            *("report", str(stored), "--html", "/proc/self/fd/1"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    assert (done.stdout.decode(), done.stderr) == (to_html(session_report), b"")
+
+
+def test_a_page_that_cannot_be_written_is_misuse(stored, tmp_path, capsys):
+    page = tmp_path / "run.json" / "page.html"
+    assert cli.main(["report", str(stored), "--html", str(page)]) == 2
+    assert capsys.readouterr().err == (
+        f"moeperf: error: cannot write {page}: a file is in the place of one of its folders\n"
+    )

@@ -183,3 +183,33 @@ def test_another_file_that_nobody_reads_is_not_taken_for_the_output():
     code, message = failing("BrokenPipeError(32, 'Broken pipe', 'other')", subprocess.DEVNULL)
     assert code == 1
     assert message.endswith("BrokenPipeError: [Errno 32] Broken pipe: 'other'\n")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""},
+    ],
+    ids=["strict", "C locale"],
+)
+def test_what_an_encoding_lacks_is_a_question_mark(setting):
+    done = subprocess.run(
+        [*COMMAND, "fit", "mixtral-8x7b", "--gpu", "2xh200"],
+        cwd=ROOT,
+        env=os.environ | setting,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "?" in done.stdout.decode("ascii")
+
+
+@pytest.mark.parametrize("command", ["fit mixtral-8x7b --gpu h200", "baseline check", "load"])
+def test_an_unknown_option_points_at_the_help_of_its_command(command, environment):
+    name = " ".join(["moeperf", *command.partition(" mixtral")[0].split()])
+    code, message = ended(f"{command} --unknown", "", environment)
+    assert code == 2
+    assert message.endswith(
+        f"error: unrecognized arguments: --unknown (`{name} --help` lists what is valid)\n"
+    )

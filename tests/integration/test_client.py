@@ -186,6 +186,6 @@ def test_a_url_without_a_server_is_misuse(closed_port):
 def test_a_server_of_something_else_is_misuse():
     with (
         FakeEngine() as engine,
-        pytest.raises(UsageError, match=r"/version/v1/models answers HTTP 404: 404: Not Found"),
+        pytest.raises(UsageError, match=r"/version is no server that streams /v1/completions"),
     ):
         served_models(f"{engine.url}/version")

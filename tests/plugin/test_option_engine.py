@@ -100,7 +100,7 @@ def test_an_interpreter_without_the_engine_is_an_error(suite, tmp_path):
     python = make_fake_interpreter(tmp_path / "venv", distribution=None)
     assert suite.run("--engine", f"vllm@{python}").usage_error == (
         f"ERROR: engine 'vllm@{python}': this Python has no vllm; install it there, "
-        "or build an environment with: moeperf engine install"
+        "or take one of its own: `moeperf engine list` tells which can be built"
     )
 
 
