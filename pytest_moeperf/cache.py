@@ -60,7 +60,9 @@ def _opened(path: Path) -> Iterator[int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror}; MOEPERF_CACHE sets another place"
+        ) from error
     try:
         yield descriptor
     finally:

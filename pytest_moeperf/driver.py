@@ -56,9 +56,10 @@ def play(
 
     `on_progress(done, total, tokens)` and `alive()` are called about twice a second; what `alive`
     raises ends the load. `workers` processes send the load, None for as many as `workers_for`
-    says. Raises LoadError when the server does not answer at all, ServerHungError when requests
-    wait and no token came for `stall_timeout_s`; one that is silent among others fails alone after
-    twice that time. Ctrl-C closes all connections and is passed on.
+    says, and never more than can have a request each. Raises LoadError when the server does not
+    answer at all, ServerHungError when requests wait and no token came for `stall_timeout_s`; one
+    that is silent among others fails alone after twice that time. Ctrl-C closes all connections
+    and is passed on.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} load workers: give at least 1")
@@ -69,7 +70,7 @@ def play(
         on_progress=on_progress,
         alive=alive,
     )
-    size = min(workers or workers_for(plan), max(1, len(plan.requests)))
+    size = _crew_size(plan, workers)
     head = request_head(target)
     with (
         RequestFile(head, model=target.model, continuous_usage=target.continuous_usage) as requests,
@@ -111,6 +112,12 @@ def workers_for(plan: Plan) -> int:
             asked[(spec.offset_ns or 0) // NS_PER_S] += spec.output_tokens
         wanted = max(asked.values(), default=0) / TOKENS_OF_A_WORKER
     return max(1, min(math.ceil(wanted), usable_cores() - 1))
+
+
+def _crew_size(plan: Plan, workers: int | None) -> int:
+    """A worker without a slot or a request would end before the clock starts."""
+    parts = min(len(plan.requests), plan.concurrency or len(plan.requests))
+    return min(workers or workers_for(plan), max(1, parts))
 
 
 def _due_ahead(plan: Plan) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pytest_moeperf.errors import UsageError
 from pytest_moeperf.records import Fingerprint
 from pytest_moeperf.redaction import is_secret_name
 from pytest_moeperf.workload import WORKLOAD_VERSION
@@ -18,7 +21,20 @@ if TYPE_CHECKING:
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.records import EngineInstall, ServerSpec
 
-__all__ = ["cell_name", "fingerprint", "remote_host", "server_identity", "workload_identity"]
+__all__ = [
+    "PLAIN_NAME",
+    "cell_name",
+    "check_model_name",
+    "check_suite_name",
+    "fingerprint",
+    "remote_host",
+    "server_identity",
+    "workload_identity",
+]
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", re.ASCII)
+"""What a file or folder of baselines may be called."""
+_PLAIN = "letters from a to z, digits and . _ = + -, and begins with a letter or a digit"
 
 THIS_MACHINE = frozenset({None, "127.0.0.1", "::1", "localhost"})
 
@@ -60,6 +76,33 @@ def cell_name(model: str, spec: ServerSpec, slug: str) -> str:
     if settings == server_identity(plain):
         return f"{model}.{slug}"
     return f"{model}-{hashlib.sha256(settings.encode()).hexdigest()[:6]}.{slug}"
+
+
+def check_model_name(model: str) -> None:
+    """Raise UsageError where baselines cannot be named after a model that a spec gives by path."""
+    name = Path(model).expanduser().absolute().name
+    if not PLAIN_NAME.fullmatch(name):
+        raise UsageError(
+            f"model {model!r}: its folder names baselines, whose name has {_PLAIN}; rename the "
+            "folder, or give a link to it that has such a name"
+        )
+
+
+def check_suite_name(path: Path) -> None:
+    """Raise UsageError where baselines cannot be named after a test file and its folder.
+
+    A space, as any other sign, becomes a dash. Letters do not: two names would become one.
+    """
+    folder, file = path.parent.name, path.name
+    if not folder.isascii() or not PLAIN_NAME.match(folder):
+        what, name = "folder", folder
+    elif not file.isascii():
+        what, name = "file", file
+    else:
+        return
+    raise UsageError(
+        f"test {what} {name!r}: it names baselines, whose name has {_PLAIN}; rename the {what}"
+    )
 
 
 def remote_host(install: EngineInstall) -> str | None:

@@ -167,7 +167,10 @@ class _Start:
             if self._is_ready():
                 return time.monotonic() - self.began
             if elapsed_s > self.timeout_s:
-                raise self._error(f"not ready after {self.timeout_s:g} s ({phase}); it was stopped")
+                raise self._error(
+                    f"not ready after {self.timeout_s:g} s ({phase}); it was stopped "
+                    "(--server-timeout gives it longer)"
+                )
             until = self.log.mark()
             for line in self.log.lines(since=read):
                 phase = self.engine.phase(line) or phase

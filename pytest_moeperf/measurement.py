@@ -284,7 +284,7 @@ class CellMeasurement:
         """
         while self.patience.spend(LOOK_AROUND_S):
             watch = probe.BusyWatch()
-            with probe.full_load():
+            with self.timeline.during("waiting"), probe.full_load():
                 time.sleep(LOOK_S)
             others = watch.bystanders()
             if not self._disturbances(others):

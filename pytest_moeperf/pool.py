@@ -19,7 +19,8 @@ from pytest_moeperf.hardware import nearest
 from pytest_moeperf.launch import start_server
 from pytest_moeperf.memory import weight_bytes
 from pytest_moeperf.server import RunningServer, Shutdown, attach_server
-from pytest_moeperf.telemetry import await_free, occupancy
+from pytest_moeperf.telemetry import await_free, named, occupancy
+from pytest_moeperf.timeline import Timeline
 from pytest_moeperf.units import GIB
 
 if TYPE_CHECKING:
@@ -64,13 +65,13 @@ class MachineLease:
         announce = on_progress or _no_progress
 
         def waiting(elapsed_s: float) -> None:
-            holder = self._holder()
+            holders = self._holders()
             if elapsed_s > self._timeout_s:
                 raise ServerStartError(
-                    f"another session{holder} has measured on this machine for the last "
-                    f"{self._timeout_s:g} s; wait for it or stop it"
+                    f"another session{_in_brackets(holders)} has measured on this machine for the "
+                    f"last {self._timeout_s:g} s; wait for it or stop it"
                 )
-            announce("waiting for the machine", f"another session measures{holder}")
+            announce(f"waiting for {_sessions(holders)}, which measures on this machine", "")
 
         with ExitStack() as lock:
             lock.enter_context(exclusive(self._folder / "machine.lock", on_wait=waiting))
@@ -89,12 +90,11 @@ class MachineLease:
     def _note(self) -> Path:
         return self._folder / "machine.pid"
 
-    def _holder(self) -> str:
+    def _holders(self) -> list[int]:
         try:
-            pid = self._note.read_text(encoding="ascii").strip()
-        except OSError:
-            return ""
-        return f" (pid {pid})" if pid else ""
+            return [int(self._note.read_text(encoding="ascii"))]
+        except (OSError, ValueError):
+            return []
 
 
 class ServerPool:
@@ -115,6 +115,7 @@ class ServerPool:
         lease: MachineLease | None = None,
         gpu_folder: Path | None = None,
         gpu_timeout_s: float = PATIENCE_S,
+        timeline: Timeline | None = None,
     ) -> None:
         self._hardware = hardware
         self._log_dir = log_dir
@@ -124,6 +125,7 @@ class ServerPool:
         self._lease = MachineLease() if lease is None else lease
         self._gpu_folder = gpu_folder
         self._gpu_timeout_s = gpu_timeout_s
+        self._timeline = Timeline(time.monotonic) if timeline is None else timeline
         self._servers: dict[ServerSpec, RunningServer] = {}
         """In the order of their last use."""
         self._gpus: dict[str, GpuLease] = {}
@@ -168,7 +170,8 @@ class ServerPool:
         """
         attached = spec.engine is not None and spec.engine.url is not None
         if attached or not self._hardware.gpus:
-            self._lease.acquire(on_progress=self._announce)
+            with self._timeline.during("waiting"):
+                self._lease.acquire(on_progress=self._announce)
         self._drop_ended()
         server = self._servers.pop(spec, None)
         if server is None:
@@ -260,7 +263,8 @@ class ServerPool:
         uuids = lease.uuids if lease is not None else ()
         gpus = tuple(gpu for gpu in self._hardware.gpus if gpu.uuid in uuids)
         if gpus:
-            await_free(gpus, on_wait=self._announce)
+            with self._timeline.during("waiting"):
+                await_free(gpus, on_wait=self._announce)
         return start_server(
             spec,
             model,
@@ -293,20 +297,20 @@ class ServerPool:
                 if lease := GpuLease.take(uuids, folder=self._gpu_folder):
                     return lease
             if not self._evict():
-                self._await_others(time.monotonic() - began)
+                with self._timeline.during("waiting"):
+                    self._await_others(time.monotonic() - began)
 
     def _await_others(self, waited_s: float) -> None:
         holders = {
             gpu.index: holder(gpu.uuid, folder=self._gpu_folder) for gpu in self._free_gpus()
         }
         sessions = sorted({pid for pid in holders.values() if pid is not None})
-        who = f" (pid {', '.join(map(str, sessions))})" if sessions else ""
         if waited_s > self._gpu_timeout_s:
             raise ServerStartError(
-                f"another session{who} has used the GPUs for the last {self._gpu_timeout_s:g} s; "
-                "wait for it or stop it"
+                f"another session{_in_brackets(sessions)} has used the GPUs for the last "
+                f"{self._gpu_timeout_s:g} s; wait for it or stop it"
             )
-        self._announce("waiting for GPUs", f"another session uses them{who}")
+        self._announce(f"waiting for GPUs of {_sessions(sessions)}", "")
         time.sleep(POLL_S)
 
     def _evict(self) -> bool:
@@ -328,6 +332,15 @@ def _idle_first(gpus: Sequence[Gpu]) -> list[Gpu]:
     """Those where somebody computes last: memory comes back by itself, a process may stay."""
     seen = occupancy(gpu.uuid for gpu in gpus)
     return sorted(gpus, key=lambda gpu: (bool(seen[gpu.uuid].pids), not seen[gpu.uuid].free))
+
+
+def _in_brackets(pids: Sequence[int]) -> str:
+    return f" (pid {', '.join(map(str, pids))})" if pids else ""
+
+
+def _sessions(pids: Sequence[int]) -> str:
+    """`pid 4711 pytest`; early in a line, which a narrow terminal cuts."""
+    return f"pid {', '.join(map(named, pids))}" if pids else "another session"
 
 
 def _available_gib() -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -77,9 +77,13 @@ class Progress:
         self._write(("\r\x1b[K" if self._drawn else "\n") + text[:width])
 
     def _write(self, text: str) -> None:
-        """Past pytest's terminal writer, which must not take our text for a part of its line."""
-        with self._uncaptured():
-            sys.stdout.write(text)
+        """Past pytest's terminal writer, which must not take our text for a part of its line.
+
+        No test fails because nobody can be told how far it is.
+        """
+        with self._uncaptured(), suppress(OSError, ValueError):
+            encoding = sys.stdout.encoding or "utf-8"
+            sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
             sys.stdout.flush()
         self._drawn = True
 

@@ -53,8 +53,8 @@ class Run:
 
     def __init__(self, settings: Settings, announce: Announce) -> None:
         self.settings = settings
-        self.patience = Patience()
         self.timeline = Timeline(time.monotonic)
+        self.patience = Patience(sleep=self._pause)
         self.resolver = Resolver(settings.gpu, settings.weights, self.announce)
         self._results = CellResults(
             self.resolver, self.timeline, ignored_findings=settings.rules.ignored_findings
@@ -90,7 +90,12 @@ class Run:
             timeout_s=self.settings.server_timeout_s,
             port=self.settings.port,
             on_progress=self.announce,
+            timeline=self.timeline,
         )
+
+    def _pause(self, pause_s: float) -> None:
+        with self.timeline.during("waiting"):
+            time.sleep(pause_s)
 
     def serve(self, spec: ServerSpec) -> RunningServer:
         """Start the server, or take the one that runs; one that failed fails again at once."""

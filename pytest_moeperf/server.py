@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pytest_moeperf.client import listed_models
 from pytest_moeperf.endpoint import Answer, Endpoint
-from pytest_moeperf.engines import EngineFacts, engine_named, growth
+from pytest_moeperf.engines import EngineFacts, engine_named, engine_of_metrics, growth
 from pytest_moeperf.errors import ServerDiedError, ServerHungError, UsageError
 from pytest_moeperf.probe import await_rest
 from pytest_moeperf.process import Shutdown
@@ -297,8 +297,8 @@ def attach_server(spec: ServerSpec, install: EngineInstall, *, model: str) -> Ru
         model: Name that the server must serve.
 
     Raises:
-        UsageError: Nothing answers there, it is no such server, it serves another model, or experts
-            are to be counted.
+        UsageError: Nothing answers there, it is no such server, its metrics are another engine's,
+            it serves another model, or experts are to be counted.
     """
     engine = engine_named(install.engine)
     url = install.url or ""
@@ -313,6 +313,7 @@ def attach_server(spec: ServerSpec, install: EngineInstall, *, model: str) -> Ru
     try:
         answer = endpoint.get(engine.models_path)
         version = endpoint.get(engine.version_path).json()
+        metrics = endpoint.get(engine.metrics_path)
     except OSError as error:
         raise UsageError(
             f"{typed}: no server answers there ({error}); start it or correct the URL"
@@ -326,6 +327,10 @@ def attach_server(spec: ServerSpec, install: EngineInstall, *, model: str) -> Ru
         raise UsageError(
             f"{typed}: {engine.models_path} answers HTTP {answer.status} without a model; "
             "give the URL of an OpenAI-compatible server"
+        )
+    if metrics.ok and (other := engine_of_metrics(metrics.text)) not in {None, engine.name}:
+        raise UsageError(
+            f"{typed}: its {engine.metrics_path} are those of {other}; use --engine {other}={url}"
         )
     if model not in served:
         raise UsageError(

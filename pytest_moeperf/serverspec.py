@@ -21,6 +21,8 @@ LoadFormat = Literal["auto", "dummy"]
 """Whether an engine reads a model's weights or makes them up."""
 
 SPEC = "a ServerSpec"
+DTYPES = ("bfloat16", "float16", "half", "float32", "float", "auto")
+"""What engines take; how weights are quantized stands in the model's own configuration."""
 _PLACED = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"})
 """What tells a server its GPUs."""
 
@@ -76,8 +78,7 @@ class ServerSpec:
         if not isinstance(self.model, str) or not self.model:
             valid = "give a name of the catalogue, or the path of a model directory as text"
             raise misuse(SPEC, "model", self.model, valid)
-        if not isinstance(self.dtype, str):
-            raise misuse(SPEC, "dtype", self.dtype, "give it as text, as in 'bfloat16'")
+        check_choice(SPEC, DTYPES, dtype=self.dtype)
         check_whole(SPEC, tensor_parallel_size=self.tensor_parallel_size)
         if self.max_model_len is not None:
             check_whole(SPEC, max_model_len=self.max_model_len)

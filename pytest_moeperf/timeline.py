@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Life", "Phase", "TimeSpent", "Timeline"]
 
-Phase = Literal["starting", "warm-up", "measuring"]
+Phase = Literal["starting", "warm-up", "measuring", "waiting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,8 @@ class TimeSpent:
     warmup_s: float = 0.0
     measuring_s: float = 0.0
     stopping_s: float = 0.0
+    waiting_s: float = 0.0
+    """For other sessions, for GPUs, and for a machine that others left alone."""
     starts: int = 0
     specs: int = 0
     """Distinct ones among the servers that were started."""
@@ -70,6 +72,7 @@ class Timeline:
             warmup_s=self.seconds["warm-up"],
             measuring_s=self.seconds["measuring"],
             stopping_s=sum(life.stopping_s for life in every),
+            waiting_s=self.seconds["waiting"],
             starts=len(every),
             specs=len({life.spec for life in every}),
         )

@@ -14,6 +14,7 @@ __all__ = [
     "EngineFacts",
     "Launch",
     "engine_named",
+    "engine_of_metrics",
     "growth",
 ]
 
@@ -26,3 +27,10 @@ def engine_named(name: str) -> Engine:
         return ENGINES[name]
     except KeyError:
         raise UsageError(f"engine {name!r}: unknown; valid are {', '.join(ENGINES)}") from None
+
+
+def engine_of_metrics(text: str) -> str | None:
+    """Whose metrics these are, by their prefix; None where it is not one engine's alone."""
+    lines = text.splitlines()
+    found = [name for name in ENGINES if any(line.startswith(f"{name}:") for line in lines)]
+    return found[0] if len(found) == 1 else None

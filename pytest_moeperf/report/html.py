@@ -144,8 +144,9 @@ def _visible(value: object) -> object:
 
 
 def _cells(report: SessionReport) -> tuple[_Cell, ...]:
-    maps = sum(1 for cell in report.cells if cell.routing is not None)
-    zones = ZONES // (2 * maps) if maps else 0
+    routed = [each for each in reversed(report.cells) if each.routing is not None]
+    counted = {_identity(each): each for each in routed}
+    zones = ZONES // (2 * len(counted)) if counted else 0
     return tuple(
         _Cell(
             id=f"cell-{number}",
@@ -158,7 +159,8 @@ def _cells(report: SessionReport) -> tuple[_Cell, ...]:
             figures=tuple(tables.figures(result)),
             warm_up=tuple(tables.warm_up(result)),
             gpus=tuple(tables.gpu_rows(result)),
-            heats=_heats(result, zones),
+            # Several tests may judge one cell.
+            heats=_heats(result, zones) if counted.get(_identity(result)) is result else (),
         )
         for number, result in enumerate(report.cells, 1)
     )
@@ -198,11 +200,18 @@ def _first(cells: Sequence[_Cell], report: SessionReport, wanted: Tone) -> tuple
     return tuple({cell.id: cell for cell in found}.values())
 
 
-def _by_suite(cells: Sequence[_Cell]) -> dict[str, list[_Cell]]:
-    suites: dict[str, list[_Cell]] = {}
+def _by_suite(cells: Sequence[_Cell]) -> dict[str, list[tuple[_Cell, ...]]]:
+    """The cells of every suite, those that several tests judged together."""
+    suites: dict[str, dict[object, tuple[_Cell, ...]]] = {}
     for cell in cells:
-        suites.setdefault(cell.suite, []).append(cell)
-    return suites
+        groups, key = suites.setdefault(cell.suite, {}), _identity(cell.result)
+        groups[key] = (*groups.get(key, ()), cell)
+    return {suite: list(groups.values()) for suite, groups in suites.items()}
+
+
+def _identity(cell: CellResult) -> tuple[str, str, str | None]:
+    """What is equal in the results of tests that judged the same measurement."""
+    return cell.cell, cell.engine, cell.start.start_id if cell.start is not None else None
 
 
 def _discarded(cell: _Cell) -> Sequence[Sample]:

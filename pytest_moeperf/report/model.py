@@ -75,6 +75,7 @@ class SessionReport:
             "warm-up": self.spent.warmup_s,
             "measuring": self.spent.measuring_s,
             "stopping": self.spent.stopping_s,
+            "waiting": self.spent.waiting_s,
         }
         rest = max(self.processes, 1) * self.duration_s - sum(told.values())
         return {**told, "other": max(0.0, rest)}

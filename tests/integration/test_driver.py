@@ -303,6 +303,16 @@ def test_more_workers_than_requests_are_not_hired():
     assert repeat.client.workers == 1
 
 
+@pytest.mark.parametrize(("concurrency", "hired"), [(1, 1), (3, 3), (4, 4)])
+def test_more_workers_than_streams_are_not_hired(concurrency, hired):
+    with FakeEngine(Script(ttft_ms=10, itl_ms=5)) as engine:
+        repeat = play(target(engine), closed(requests=12, concurrency=concurrency), workers=4)
+    assert [record.error for record in repeat.requests] == [None] * 12
+    assert repeat.client.workers == hired
+    # Processors have no more to give: a worker without a request divided by no time at all.
+    assert repeat.client.cpu_share <= 1.05
+
+
 def test_no_workers_at_all_is_misuse():
     with pytest.raises(UsageError, match="0 load workers: give at least 1"):
         play(Target("http://127.0.0.1:1", "m"), closed(1, 1), workers=0)

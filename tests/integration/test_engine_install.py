@@ -214,7 +214,8 @@ class TestBuild:
         (tmp_path / "file").touch()
         monkeypatch.setenv("MOEPERF_CACHE", str(tmp_path / "file"))
 
-        with pytest.raises(StorageError, match=f"{tmp_path}/file/engines.*: cannot be written"):
+        where = f"{tmp_path}/file/engines.*: cannot be written: .*; MOEPERF_CACHE sets another"
+        with pytest.raises(StorageError, match=where):
             build(locks)
 
     def test_an_environment_without_its_python_is_built_again(self, locks):

@@ -1,6 +1,7 @@
 """Servers are shared, make room for each other, and one session measures at a time."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pytest_moeperf.pool import MachineLease, ServerPool
 from pytest_moeperf.records import EngineInstall
 from pytest_moeperf.testing import FakeEngine
 from pytest_moeperf.testing.nvml import RecordedNvml
+from pytest_moeperf.timeline import Timeline
 
 GIB = 2**30
 RECORDING = Path(__file__).parents[1] / "data" / "nvml" / "2x-h200.json"
@@ -241,7 +243,7 @@ def test_a_session_that_needs_the_others_gpu_gives_up_its_own_and_waits(
 
     def announce(phase, detail):
         told.append((phase, detail))
-        if phase == "waiting for GPUs":
+        if phase.startswith("waiting for GPUs"):
             there.close()
 
     here = make_pool(with_gpus(2), on_progress=announce)
@@ -251,10 +253,11 @@ def test_a_session_that_needs_the_others_gpu_gives_up_its_own_and_waits(
     server = here.acquire(replace(make_spec(), tensor_parallel_size=2), model)
     assert server.gpu_ids == ("GPU-0", "GPU-1")
     assert not first.alive
-    waiting = f"another session uses them (pid {os.getpid()})"
+    assert here._timeline.spent([]).waiting_s > 0
+    command = Path("/proc/self/comm").read_text().strip()
     assert [each for each in told if not each[0].startswith("starting")] == [
         ("stopping mini-moe", "to make room"),
-        ("waiting for GPUs", waiting),
+        (f"waiting for GPUs of pid {os.getpid()} {command}", ""),
     ]
 
 
@@ -330,10 +333,32 @@ def test_a_second_session_waits_and_says_for_whom(holder, tmp_path):
     lease.acquire()
     lease.release()
     lease.release()
-    assert told[0] == (
-        "waiting for the machine",
-        f"another session measures (pid {holder.pid})",
+    [(phase, detail), *_] = told
+    # The number comes before what a terminal of 60 columns cuts; the kernel names the program.
+    assert re.fullmatch(
+        rf"waiting for pid {holder.pid} python\S*, which measures on this machine", phase
     )
+    assert detail == ""
+
+
+def test_a_note_that_names_nobody_is_not_quoted(holder, tmp_path):
+    (tmp_path / "lease" / "machine.pid").write_text("")
+    told = []
+
+    def announce(phase, _detail):
+        told.append(phase)
+        holder.kill()
+
+    MachineLease(folder=tmp_path / "lease").acquire(on_progress=announce)
+    assert told[0] == "waiting for another session, which measures on this machine"
+
+
+def test_the_wait_for_another_session_is_waiting(holder, make_pool, make_spec, model):
+    seconds = iter([10.0, 17.0])
+    timeline = Timeline(clock=lambda: next(seconds))
+    pool = make_pool(timeline=timeline, on_progress=lambda *_: holder.kill())
+    pool.acquire(make_spec(), model)
+    assert timeline.spent([]).waiting_s == 7.0
 
 
 def test_a_second_session_gives_up_after_its_patience(holder, tmp_path):

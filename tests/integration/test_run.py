@@ -80,6 +80,12 @@ def test_a_server_that_never_became_ready_took_its_time_all_the_same(run):
     assert run.time_spent == TimeSpent(starting_s=12.5)
 
 
+def test_a_pause_before_another_look_is_waiting(run):
+    assert run.patience.spend(0.02)
+    assert run.time_spent.waiting_s >= 0.02
+    assert run.time_spent == TimeSpent(waiting_s=run.time_spent.waiting_s)
+
+
 class Played:
     """The measurement of a cell on a server that runs, as far as a run asks for it."""
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from pytest_moeperf.engines import engine_of_metrics
 from pytest_moeperf.errors import (
     ServerDiedError,
     ServerHungError,
@@ -302,6 +303,25 @@ def test_an_attached_server_of_another_kind_is_refused(make_spec):
         pytest.raises(UsageError, match="answers HTTP 404 without a model"),
     ):
         attach(make_spec, engine.url + "/elsewhere")
+
+
+@pytest.mark.parametrize(("typed", "runs"), [("vllm", "sglang"), ("sglang", "vllm")])
+def test_an_attached_server_of_the_other_engine_is_told_by_its_metrics(make_spec, typed, runs):
+    with FakeEngine(engine=runs) as engine:
+        install = EngineInstall(engine=typed, url=engine.url)
+        with pytest.raises(UsageError) as caught:
+            attach_server(make_spec().on(install), install, model="mini-moe")
+    assert str(caught.value) == (
+        f"--engine {typed}={engine.url}: its /metrics are those of {runs}; "
+        f"use --engine {runs}={engine.url}"
+    )
+
+
+def test_metrics_of_no_engine_or_of_both_tell_none():
+    assert engine_of_metrics("") is None
+    assert engine_of_metrics("# HELP vllm:x x\nprocess_cpu_seconds_total 1.0\n") is None
+    assert engine_of_metrics('vllm:a{b="c"} 1.0\nsglang:a 1.0\n') is None
+    assert engine_of_metrics('# TYPE vllm:a gauge\nvllm:a{b="c"} 1.0\n') == "vllm"
 
 
 def test_counters_of_an_attached_server_without_metrics_are_empty(make_spec):

@@ -4,6 +4,15 @@ import pytest
 
 from pytest_moeperf import driver
 
+SUITE = """
+from pytest_moeperf import ClosedLoop
+
+LOAD = ClosedLoop(concurrency=1, isl=4, osl=8, requests=2)
+
+def test_single_stream(measure, moe):
+    measure(moe, LOAD).gate("ttft_ms.p50")
+"""
+
 
 @pytest.mark.parametrize(("typed", "workers"), [((), None), (("--client-workers", "2"), 2)])
 def test_the_load_comes_from_so_many_processes(suite, server, monkeypatch, typed, workers):
@@ -16,6 +25,7 @@ def test_the_load_comes_from_so_many_processes(suite, server, monkeypatch, typed
         return repeat
 
     monkeypatch.setattr(driver, "play", note)
+    suite.write(SUITE.replace("concurrency=1", "concurrency=2"))
     outcome = suite.run("--engine", f"vllm={server.url}", "--baseline", "record", *typed)
     outcome.counts(passed=1)
     assert set(asked) == {workers}

@@ -8,7 +8,7 @@ def test_a_server_that_never_gets_ready_is_ended_and_quoted(suite, leftovers):
     outcome = suite.run("--server-timeout", "2")
     outcome.counts(failed=1)
     outcome.shows(
-        "tiny-moe: not ready after 2 s (*); it was stopped",
+        "tiny-moe: not ready after 2 s (*); it was stopped (--server-timeout gives it longer)",
         "  command: *-m vllm.entrypoints.openai.api_server --model *tiny-moe*",
         "  last * lines of *.moeperf/logs/server-*-tiny-moe.log:",
         "    INFO waiting for a lock",

@@ -95,6 +95,14 @@ def test_q_shows_neither_header_nor_progress_nor_tables(suite, attached):
     outcome.shows("  REGRESSED output_throughput*", "FAILED *")
 
 
+def test_an_output_that_is_not_utf_8_fails_no_test(suite, attached, monkeypatch):
+    suite.write_ratio(GOOD)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    outcome = suite.run_process(*attached)
+    outcome.counts(passed=1)
+    outcome.shows("  [?] tiny-moe: *")
+
+
 @pytest.mark.parametrize(("bounds", "code"), [(GOOD, 0), (BAD, 1)])
 def test_without_the_terminal_plugin_it_measures_and_reports_all_the_same(
     suite, attached, bounds, code

@@ -1,8 +1,18 @@
+from pathlib import Path
+
 import pytest
 
 from pytest_moeperf.compat import differences
+from pytest_moeperf.errors import UsageError
 from pytest_moeperf.hardware import Gpu, Hardware
-from pytest_moeperf.identity import cell_name, fingerprint, server_identity, workload_identity
+from pytest_moeperf.identity import (
+    cell_name,
+    check_model_name,
+    check_suite_name,
+    fingerprint,
+    server_identity,
+    workload_identity,
+)
 from pytest_moeperf.metrics import SLO
 from pytest_moeperf.records import EngineInstall, ServerSpec
 
@@ -73,3 +83,40 @@ def test_figures_of_a_gpu_are_comparable_whatever_cpu_is_beside_it():
     assert [str(each) for each in differences(far, here)] == [
         "the CPU model is not known, at far here and any in the baseline"
     ]
+
+
+@pytest.mark.parametrize("model", ["/models/my-moe_7B.v2", "~/moe", "models/8x7b=a+b", "./moe/"])
+def test_a_plain_folder_can_name_baselines(model):
+    check_model_name(model)
+
+
+@pytest.mark.parametrize("model", ["/models/my model ünï", "my model", "models/_moe", "/m/模型"])
+def test_a_model_whose_folder_cannot_name_a_baseline_is_quoted_as_typed(model):
+    with pytest.raises(UsageError) as caught:
+        check_model_name(model)
+    assert str(caught.value) == (
+        f"model {model!r}: its folder names baselines, whose name has letters from a to z, digits "
+        "and . _ = + -, and begins with a letter or a digit; rename the folder, or give a link to "
+        "it that has such a name"
+    )
+
+
+def test_signs_in_the_name_of_a_test_are_no_hindrance():
+    for path in ("/a/serving/test_load.py", "/a/My suite (2)/test_a,b.py"):
+        check_suite_name(Path(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/a/測試/test_一.py", "test folder '測試'"),
+        ("/a/pérf/test_load.py", "test folder 'pérf'"),
+        ("/a/_perf/test_load.py", "test folder '_perf'"),
+        ("/a/perf/test_一.py", "test file 'test_一.py'"),
+    ],
+)
+def test_a_suite_that_cannot_name_a_baseline_is_quoted_as_typed(path, named):
+    with pytest.raises(UsageError) as caught:
+        check_suite_name(Path(path))
+    assert str(caught.value).startswith(f"{named}: it names baselines, whose name has letters")
+    assert str(caught.value).endswith(f"; rename the {named.split()[1]}")

@@ -335,6 +335,8 @@ def test_after_a_busy_repeat_the_machine_is_watched_at_work(measured, monkeypatc
     cell = measured(10, 10, 10, 10, gpu_ids=())
     assert seeds(cell.discarded) == [1]
     assert len(at_work) == 2
+    # Its clock goes on by one whenever it is read.
+    assert cell.timeline.spent([]).waiting_s == 2
     assert cell.discarded[0].findings[0].message == (
         "others kept 1.5 of 2 usable cores busy (withheld by the hypervisor)"
     )

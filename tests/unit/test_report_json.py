@@ -53,6 +53,13 @@ def test_a_run_reads_back_as_it_was_written(session_report):
     assert to_json(from_json(text, source="run.json", schema=schema("run-2"))) == text
 
 
+def test_a_run_that_did_not_tell_its_waiting_reads_as_one_that_never_waited(session_report):
+    document = json.loads(to_json(session_report))
+    del document["time"]["waiting_s"]
+    read = from_json(json.dumps(document), source="run.json", schema=schema("run-2"))
+    assert read.spent == session_report.spent
+
+
 def test_what_only_some_runs_have_reads_back(session_report):
     report = dataclasses.replace(
         session_report, release=True, finished=False, options=None, spent=None

@@ -37,7 +37,7 @@ def test_the_phases_of_a_session_are_all_of_it(session_report):
     assert sum(session_report.phases.values()) == pytest.approx(session_report.duration_s)
     assert time_line(session_report) == (
         "time: 245 s = 41 % starting (2 servers, 2 specs), 9 % warm-up, 47 % measuring, "
-        "1 % stopping, 2 % other"
+        "1 % stopping, 0 % waiting, 2 % other"
     )
 
 

@@ -50,7 +50,8 @@ SIZES = "give pairs, as in {'num_experts_per_tok': 1}"
     [
         ({"model": Path("/m")}, "model = PosixPath('/m') in a ServerSpec: give a name of the cat"),
         ({"model": ""}, "model = '' in a ServerSpec: give a name of the catalogue, or the path"),
-        ({"dtype": 16}, "dtype = 16 in a ServerSpec: give it as text, as in 'bfloat16'"),
+        ({"dtype": 16}, "dtype = 16 in a ServerSpec: valid are bfloat16, float16, half, float32"),
+        ({"dtype": "bf16"}, "dtype = 'bf16' in a ServerSpec: valid are bfloat16, float16, half, f"),
         ({"tensor_parallel_size": 0}, f"tensor_parallel_size = 0 in a ServerSpec: {WHOLE}"),
         ({"tensor_parallel_size": "2"}, f"tensor_parallel_size = '2' in a ServerSpec: {WHOLE}"),
         ({"tensor_parallel_size": True}, f"tensor_parallel_size = True in a ServerSpec: {WHOLE}"),
