@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import pytest
 
 from pytest_moeperf import gate, judge
+from pytest_moeperf.cellresult import STARTUP
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.outcomes import FAILING, failing
 from pytest_moeperf.records import CellResult, Outcome, Verdict
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.memory import Architecture
     from pytest_moeperf.metrics import SLO
     from pytest_moeperf.namedserver import NamedServer
+    from pytest_moeperf.records import ServerSpec
     from pytest_moeperf.run import Run
     from pytest_moeperf.server import RunningServer, Shutdown
     from pytest_moeperf.session import MoeperfSession
@@ -69,7 +71,7 @@ class Measure:
     def __call__(self, server: NamedServer, workload: Workload, *, slo: SLO | None = None) -> Cell:
         """Play `workload` on `server` until steady and then for the repeats that count."""
         with at_work(self.item, self.session) as run:
-            return Cell(self, run.measure(self.session.spec(server), workload, slo=slo))
+            return Cell(self, run.measure(self._spec(server, workload.slug), workload, slo=slo))
 
     @overload
     def together(
@@ -112,14 +114,21 @@ class Measure:
     ) -> list[Cell]:
         with at_work(self.item, self.session) as run:
             measured = run.measure_in_turns(
-                [(self.session.spec(server), workload) for server, workload in pairs], slo=slo
+                [(self._spec(server, workload.slug), workload) for server, workload in pairs],
+                slo=slo,
             )
         return [Cell(self, each) for each in measured]
 
     def startup(self, server: NamedServer) -> Cell:
         """How long the server took to become ready, as a cell of one value a start."""
         with at_work(self.item, self.session) as run:
-            return Cell(self, run.measure_startup(self.session.spec(server)))
+            return Cell(self, run.measure_startup(self._spec(server, STARTUP)))
+
+    def _spec(self, server: NamedServer, slug: str) -> ServerSpec:
+        """The server's spec, where the baseline of its cell can be read: a play may take long."""
+        spec = self.session.spec(server)
+        self.session.expect_readable(self.item, spec, slug)
+        return spec
 
     def architecture(self, server: NamedServer) -> Architecture:
         """The server's model, as numbers for a prediction."""

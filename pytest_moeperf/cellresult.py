@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.server import RunningServer
     from pytest_moeperf.timeline import Timeline
 
-__all__ = ["AS_STARTED", "SESSION_VARIABLE", "CellResults"]
+__all__ = ["AS_STARTED", "SESSION_VARIABLE", "STARTUP", "CellResults"]
 
 AS_STARTED = "as-started"
 """The workload of figures that a server tells of itself."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -25,11 +26,11 @@ from pytest_moeperf.markers import (
 from pytest_moeperf.namedserver import NamedServer
 from pytest_moeperf.placement import gpus_lacking, lacking
 from pytest_moeperf.postponed import GROUP
+from pytest_moeperf.records import ServerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from pytest_moeperf.records import ServerSpec
     from pytest_moeperf.session import MoeperfSession
 
 GROUPED = "moeperf_grouped"
@@ -139,8 +140,15 @@ def _specs(
     metafunc: pytest.Metafunc, session: MoeperfSession
 ) -> Mapping[str, Sequence[ServerSpec]]:
     """Specs by name; none where the hardware has no such server."""
-    ihook = metafunc.definition.ihook
-    return answered_servers(ihook.pytest_moeperf_servers(hardware=session.hardware.name))
+    hook = metafunc.definition.ihook.pytest_moeperf_servers
+    try:
+        return answered_servers(hook(hardware=session.hardware.name))
+    except TypeError as error:
+        of_spec, _, what = str(error).partition(f"{ServerSpec.__init__.__qualname__}() ")
+        if of_spec or not what:
+            raise
+        named = ", ".join(field.name for field in fields(ServerSpec) if field.name != "engine")
+        raise UsageError(f"a ServerSpec {what}; its fields are {named}") from None
 
 
 def _values(metafunc: pytest.Metafunc, session: MoeperfSession) -> Mapping[str, Iterable[object]]:
@@ -213,7 +221,7 @@ def arrange(config: pytest.Config, items: list[pytest.Item]) -> None:
     items[:] = [next(arranged) if measures(item) else item for item in items]
 
 
-_Process = tuple["ServerSpec", str]
+_Process = tuple[ServerSpec, str]
 """What makes two named servers one process: the spec and the engine, not the name."""
 
 
@@ -255,8 +263,8 @@ def prepare(tests: pytest.Session, session: MoeperfSession) -> None:
     try:
         session.run.resolver.hardware  # noqa: B018 - resolves
         ensure_writable(session.options.out_dir)
-        if session.options.baseline == "record":
-            ensure_writable(session.options.baseline_dir)
+        _expect_baselines(tests.config, session)
+        _check_names(tests.items)
         with session.progress.during(None):
             engines = [session.run.resolver.engine(text) for text in session.options.engines]
             old = [session.run.resolver.engine(text) for text in (session.options.against,) if text]
@@ -268,6 +276,33 @@ def prepare(tests: pytest.Session, session: MoeperfSession) -> None:
         labels += "".join(f" against {engine.label}" for engine in old)
         here = f"{session.run.resolver.hardware.name} ({session.run.resolver.hardware.label})"
         reporter.write_line(f"moeperf: {here}, {labels}")
+
+
+def _expect_baselines(config: pytest.Config, session: MoeperfSession) -> None:
+    """Refuse a folder that cannot be the one that was meant."""
+    from pytest_moeperf.files import ensure_writable  # noqa: PLC0415 - only for suites
+
+    folder = session.options.baseline_dir
+    if session.options.baseline == "record":
+        ensure_writable(folder)
+    elif folder.exists() and not folder.is_dir():
+        raise UsageError(f"--baseline-dir {folder}: not a folder; give the one with the baselines")
+    elif config.getoption("--baseline-dir") is not None and not folder.exists():
+        raise UsageError(
+            f"--baseline-dir {folder}: no such folder; correct it, or make it with "
+            "--baseline record"
+        )
+
+
+def _check_names(items: Iterable[pytest.Item]) -> None:
+    """Refuse, before a server is started for it, what cannot name a baseline."""
+    from pytest_moeperf.identity import check_model_name, check_suite_name  # noqa: PLC0415 - only for suites
+
+    for item in filter(may_gate, items):
+        check_suite_name(item.path)
+        for server in _servers(item):
+            if Path(server.spec.model).expanduser().is_dir():
+                check_model_name(server.spec.model)
 
 
 def gating_tests(items: Sequence[pytest.Item], session: MoeperfSession) -> int:

@@ -1,9 +1,10 @@
-"""The commands that a reader of a failure would type next."""
+"""What a reader of a failure needs next: where a baseline was looked for, and what to type."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_moeperf.records import CellResult
     from pytest_moeperf.references import References
 
-__all__ = ["next_steps", "short"]
+__all__ = ["next_steps", "placed", "short"]
 
 
 def next_steps(
@@ -27,7 +28,7 @@ def next_steps(
     outcomes = {verdict.outcome for verdict in result.verdicts}
     if Outcome.NO_BASELINE in outcomes:
         return (NextStep(shlex.join(["pytest", test, *options.as_typed, "--baseline", "record"])),)
-    again = ["pytest", test, *options.as_typed, *options.limits]
+    again = ["pytest", test, *options.all_as_typed]
     steps = [NextStep(shlex.join(again), "measure again")]
     by_baseline = any(
         verdict.outcome is Outcome.REGRESSED and not verdict.paired for verdict in result.verdicts
@@ -45,6 +46,23 @@ def next_steps(
             show = shlex.join(["moeperf", "baseline", "show", short(path)])
             steps.append(NextStep(show, "what is expected"))
     return tuple(steps)
+
+
+def placed(result: CellResult, references: References) -> CellResult:
+    """The cell; where nothing is stored for it, its verdicts say what was looked for."""
+    if all(verdict.outcome is not Outcome.NO_BASELINE for verdict in result.verdicts):
+        return result
+    path = references.looked_for(result)
+    if path.is_file():
+        return result  # What it lacks, or that it expired, is in the reason.
+    what = "nothing is stored at" if path.suffix == ".json" else "looked below"
+    verdicts = (
+        replace(verdict, reason=f"{verdict.reason}; {what} {short(path)}")
+        if verdict.outcome is Outcome.NO_BASELINE
+        else verdict
+        for verdict in result.verdicts
+    )
+    return replace(result, verdicts=tuple(verdicts))
 
 
 def _from_here(item: pytest.Item) -> str:

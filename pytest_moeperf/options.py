@@ -20,6 +20,7 @@ BaselineMode = Literal["check", "record"]
 
 AUTO = "auto"
 DEFAULT_ENGINE = "vllm"
+DEFAULT_FOLDER = "baselines"
 DEFAULT_REPEATS = 3
 DEFAULT_MINUTES = 60.0
 DEFAULT_SERVER_TIMEOUT_S = 600.0
@@ -57,7 +58,6 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--baseline-dir",
-        type=Path,
         metavar="DIR",
         help="Where baselines are stored (default: baselines/ in pytest's rootdir)",
     )
@@ -117,7 +117,6 @@ def _add_limits(group: pytest.OptionGroup) -> None:
     )
     group.addoption(
         "--moeperf-out",
-        type=Path,
         metavar="DIR",
         help="Where run.json and the server logs go (default: .moeperf/ in pytest's rootdir)",
     )
@@ -172,12 +171,23 @@ class Options:
     """The options that another command needs to measure the same."""
     limits: tuple[str, ...]
     """Those that it needs to judge the same."""
+    moved: str
+    """A clause where the baselines are not where pytest was called, and no file says so."""
 
     @property
     def all_as_typed(self) -> tuple[str, ...]:
         """Those that decide what is measured and how it is judged."""
         mode = () if self.baseline == "check" else ("--baseline", self.baseline)
         return (*self.as_typed, *mode, *self.limits)
+
+    @property
+    def header(self) -> str:
+        """The line of `pytest`'s header; it must not look for hardware, which takes time."""
+        against = f"--against {self.against}, " if self.against is not None else ""
+        return (
+            f"moeperf: --gpu {self.gpu}, --engine {', '.join(self.engines)}, "
+            f"{against}--baseline {self.baseline}{self.moved}"
+        )
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Options:
@@ -201,8 +211,8 @@ class Options:
             engines=engines,
             against=_against(config, engines),
             baseline=config.getoption("--baseline"),
-            baseline_dir=config.getoption("--baseline-dir") or config.rootpath / "baselines",
-            out_dir=config.getoption("--moeperf-out") or config.rootpath / ".moeperf",
+            baseline_dir=_folder(config, "--baseline-dir", default=DEFAULT_FOLDER),
+            out_dir=_folder(config, "--moeperf-out", default=".moeperf"),
             repeats=repeats,
             max_starts=max_starts,
             max_minutes=max_minutes,
@@ -215,7 +225,25 @@ class Options:
             ignored_findings=ignored,
             as_typed=_as_typed(config),
             limits=_limits_as_typed(config),
+            moved=_moved(config),
         )
+
+
+def _folder(config: pytest.Config, option: str, *, default: str) -> Path:
+    typed: str | None = config.getoption(option)
+    if typed is None:
+        return config.rootpath / default
+    if not typed.strip():
+        # As a path it would be the working directory: usually a variable that is not set.
+        raise pytest.UsageError(f"{option} {typed!r}: give a folder, or leave the option out")
+    return Path(typed)
+
+
+def _moved(config: pytest.Config) -> str:
+    chosen = config.inipath is not None or config.getoption("--baseline-dir") is not None
+    if chosen or config.rootpath == config.invocation_params.dir:
+        return ""
+    return f", baselines in {config.rootpath / DEFAULT_FOLDER}: no pytest.ini says where"
 
 
 def _budget(config: pytest.Config) -> tuple[int | None, float]:
@@ -288,7 +316,7 @@ def _as_typed(config: pytest.Config) -> tuple[str, ...]:
     for code in dict.fromkeys(config.getoption("--ignore-finding") or ()):
         words += ["--ignore-finding", code]
     if config.getoption("--baseline-dir") is not None:
-        words += ["--baseline-dir", str(config.getoption("--baseline-dir"))]
+        words += ["--baseline-dir", config.getoption("--baseline-dir")]
     return tuple(words)
 
 

@@ -67,7 +67,7 @@ class _SessionHooks:
         self._session = session
 
     def pytest_report_header(self) -> str:
-        return self._session.header()
+        return self._session.options.header
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf import gate, judge
 from pytest_moeperf.baseline import Gate, Recording
+from pytest_moeperf.cellresult import AS_STARTED
 from pytest_moeperf.errors import MoeperfError, StorageError
 from pytest_moeperf.gate import Reference
 from pytest_moeperf.metrics import describe
@@ -67,6 +68,15 @@ class References:
         return baseline_path(
             self.folder, hardware=measured.hardware, engine=measured.engine, cell=cell.cell
         )
+
+    def expect_readable(self, cell: str, *, hardware: str, engine: str) -> None:
+        """Raise what `of` would, before the cell is measured."""
+        load(baseline_path(self.folder, hardware=hardware, engine=engine, cell=cell), cell=cell)
+
+    def looked_for(self, cell: CellResult) -> Path:
+        """What NO_BASELINE is about: the cell's file or, of a server's own words, the folder."""
+        path, own_words = self.path(cell), cell.workload == AS_STARTED
+        return path.parents[cell.cell.count("/")] if own_words else path
 
     def recorded_words(self, cell: CellResult, name: str) -> tuple[str, ...]:
         """What stored starts of the cell's server tell of `name` in their environment."""

@@ -56,6 +56,8 @@ class Plan:
 
     pytest_arguments: tuple[str, ...]
     """All but those that say where to record."""
+    typed: tuple[str, ...]
+    """The command that asked for it, for who has to type it again."""
     starts: int
     sessions: int
     """Calls that the starts are spread over, so that a drift between days is in them."""
@@ -87,6 +89,11 @@ class Candidate:
                 "--restart begins anew"
             )
         return shelf.baselines
+
+    @property
+    def _holds_some(self) -> bool:
+        """Not where a run was killed before it stored anything."""
+        return any(self.baselines.rglob("*.json"))
 
     def discard(self) -> None:
         """Forget all that was measured."""
@@ -134,7 +141,9 @@ class Candidate:
         """Refuse a candidate of other tests or engines; the session to measure in."""
         try:
             noted = json.loads(self._begun.read_text(encoding="utf-8"))
-            theirs, session = shlex.join(noted["pytest"]), noted["session"]
+            theirs, session = noted["pytest"], noted["session"]
+            # Of a candidate that an earlier version began, what pytest was called with.
+            typed = shlex.join(noted.get("typed") or ["pytest", *theirs])
             idle_s = time.time() - self._begun.stat().st_mtime
         except FileNotFoundError:
             return _new_session()
@@ -143,15 +152,15 @@ class Candidate:
                 f"{printable(str(self._begun))}: cannot be read, so it is not known what was "
                 "measured; --restart begins anew"
             ) from None
-        if theirs != (ours := shlex.join(plan.pytest_arguments)) and self.baselines.is_dir():
+        if theirs != [*plan.pytest_arguments] and self._holds_some:
             raise UsageError(
-                f"{self.folder} holds what `pytest {printable(theirs)}` measured, and this is "
-                f"`pytest {ours}`: type that command again, or --restart to forget it"
+                f"{self.folder} holds what `{printable(typed)}` measured, and this command has "
+                "other tests or options: type that one again, or --restart to forget it"
             )
         return session if session and idle_s < _SAME_SESSION_S else _new_session()
 
     def _note(self, plan: Plan, *, session: str | None) -> None:
-        noted = {"pytest": plan.pytest_arguments, "session": session}
+        noted = {"pytest": plan.pytest_arguments, "typed": plan.typed, "session": session}
         files.write_text_atomic(self._begun, f"{json.dumps(noted)}\n")
 
     def _tests_with_enough(self, counts: Mapping[str, int], target: int) -> list[str]:
@@ -209,7 +218,7 @@ class Candidate:
         if code == _PYTEST_WITHOUT_TESTS and without:
             return code  # Those that would add a start are not among its arguments.
         if code in _PYTEST_MISUSE:
-            kept = f"; what was measured stays in {self.folder}" if self.baselines.is_dir() else ""
+            kept = f"; what was measured stays in {self.folder}" if self._holds_some else ""
             raise UsageError(
                 f"pytest could not measure: {_PYTEST_MISUSE[code]} (exit code {code}, see above)"
                 f"{kept}"

@@ -17,7 +17,7 @@ from pytest_moeperf.contribution import CELLS
 from pytest_moeperf.errors import MoeperfError, UsageError
 from pytest_moeperf.markers import measures
 from pytest_moeperf.namedserver import required_server
-from pytest_moeperf.nextsteps import next_steps, short
+from pytest_moeperf.nextsteps import next_steps, placed, short
 from pytest_moeperf.options import Options
 from pytest_moeperf.outcomes import GOOD
 from pytest_moeperf.postponed import Postponed
@@ -127,15 +127,6 @@ class MoeperfSession:
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 
-    def header(self) -> str:
-        """The line of `pytest`'s header; it must not look for hardware, which takes time."""
-        options = self.options
-        against = f"--against {options.against}, " if options.against is not None else ""
-        return (
-            f"moeperf: --gpu {options.gpu}, --engine {', '.join(options.engines)}, "
-            f"{against}--baseline {options.baseline}"
-        )
-
     @property
     def _is_worker(self) -> bool:
         return hasattr(self.config, "workerinput")
@@ -152,6 +143,15 @@ class MoeperfSession:
     def architecture(self, server: NamedServer) -> Architecture:
         """The server's model, as numbers."""
         return self.run.resolver.model(required_server(server).spec).architecture
+
+    def expect_readable(self, item: pytest.Item, spec: ServerSpec, slug: str) -> None:
+        """Raise before a cell is measured what its baseline would raise after it."""
+        from pytest_moeperf.identity import cell_name  # noqa: PLC0415 - only for suites
+
+        if spec.engine is not None:
+            cell = f"{_suite(item)}/{cell_name(self.run.resolver.model(spec).name, spec, slug)}"
+            hardware, engine = self.run.resolver.hardware.name, spec.engine.engine
+            self.references.expect_readable(cell, hardware=hardware, engine=engine)
 
     def during(self, item: pytest.Item) -> AbstractContextManager[None]:
         """Show progress of `item` while something takes long."""
@@ -247,7 +247,8 @@ class MoeperfSession:
         return self._keep(item, replace(cell, cell=name, verdicts=verdicts))
 
     def _keep(self, item: pytest.Item, cell: CellResult) -> CellResult:
-        result, kept = replace(cell, test=item.nodeid), item.stash.get(CELLS, ())
+        result = placed(replace(cell, test=item.nodeid), self.references)
+        kept = item.stash.get(CELLS, ())
         item.user_properties.extend(properties(result))
         if cell.routing is not None:
             kept, result = contributed.joined(kept, result)

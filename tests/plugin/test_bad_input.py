@@ -261,12 +261,12 @@ def damaged_baseline(request, baseline):
 
 
 @pytest.mark.parametrize("mode", ["check", "record"])
-def test_a_damaged_baseline_fails_the_test_and_stays_as_it_is(
-    damaged_baseline, server, fails, mode
+def test_a_damaged_baseline_fails_the_test_before_it_measures_and_stays_as_it_is(
+    damaged_baseline, fails, mode
 ):
     path, message = damaged_baseline
     before = path.read_text()
-    fails(message, arguments=("--engine", f"vllm={server.url}", "--baseline", mode))
+    assert fails(message, arguments=("--baseline", mode)).logs == []
     assert path.read_text() == before
 
 
@@ -285,3 +285,31 @@ def test_a_full_disk_at_the_end_fails_the_session_and_keeps_the_old_baseline(
     outcome.shows("error: cannot write *: the disk is full; free some space and run again")
     assert "Traceback" not in outcome.text + outcome.errors
     assert baseline.read_text() == before
+
+
+def test_a_model_that_cannot_name_a_baseline_ends_the_session_before_a_start(
+    suite, conftest, model, tmp_path
+):
+    odd = tmp_path / "my model ünï"
+    shutil.copytree(model, odd)
+    conftest(model=str(odd))
+    outcome = suite.run("--baseline", "record")
+    assert outcome.usage_error.startswith(f"ERROR: model {str(odd)!r}: its folder names baselines")
+    assert outcome.logs == []
+    plain = tmp_path / "plain"
+    plain.symlink_to(odd)
+    conftest(model=str(plain))
+    suite.run("--baseline", "record").counts(passed=1)
+    assert len(list((suite.root / "baselines").rglob("plain.*.json"))) == 1
+
+
+def test_a_suite_that_cannot_name_a_baseline_ends_the_session_before_a_start(suite):
+    (suite.root / "serving").rename(suite.root / "測試")
+    outcome = suite.run()
+    assert outcome.usage_error.startswith("ERROR: test folder '測試': it names baselines")
+    assert outcome.logs == []
+    # What judges nothing against a baseline needs no name for one.
+    (suite.root / "測試" / "test_load.py").write_text(
+        "def test_serves(serve, moe):\n    assert serve(moe).alive\n"
+    )
+    suite.run().counts(passed=1)

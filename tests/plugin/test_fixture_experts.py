@@ -162,7 +162,9 @@ def test_without_recorded_experts_there_is_no_baseline(suite):
     outcome = suite.run()
     outcome.counts(failed=1)
     outcome.shows(
-        "  NO_BASELINE routing_shift", "    no stored counts say which*", "  next: * record"
+        "  NO_BASELINE routing_shift",
+        "    no stored counts say which*; nothing is stored at baselines/cpu/vllm/*.json",
+        "  next: * record",
     )
 
 

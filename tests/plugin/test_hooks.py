@@ -35,6 +35,28 @@ def test_the_hook_is_told_the_hardware(suite, server):
     suite.run("--engine", f"vllm={server.url}").counts(passed=1)
 
 
+def test_a_misspelt_field_is_an_error_in_one_line(suite):
+    suite.pytester.makeconftest(
+        "from pytest_moeperf import ServerSpec\n"
+        "def pytest_moeperf_servers(hardware):\n"
+        '    return {"moe": ServerSpec("mini-moe", tensor_paralel_size=2)}\n'
+    )
+    assert suite.run().usage_error == (
+        "ERROR: a ServerSpec got an unexpected keyword argument 'tensor_paralel_size'; its fields "
+        "are model, tensor_parallel_size, dtype, max_model_len, flags, env, expert_parallel, "
+        "overrides, load_format, counts_experts"
+    )
+
+
+def test_any_other_type_error_of_the_hook_is_pytests_to_tell(suite):
+    suite.pytester.makeconftest(
+        "def pytest_moeperf_servers(hardware):\n    return {'moe': hardware + 1}\n"
+    )
+    outcome = suite.run()
+    outcome.counts(errors=1)
+    outcome.shows("*TypeError: can only concatenate str*")
+
+
 def test_names_may_be_asked_for_beside_other_parameters_and_fixtures(suite, server):
     suite.write(
         "import pytest\n\n"

@@ -36,18 +36,56 @@ def change(path, edit):
 
 
 def test_without_a_baseline_the_test_fails_and_tells_how_to_record_one(suite, server):
-    outcome = suite.run("--engine", f"vllm={server.url}")
+    outcome = suite.run("--engine", f"vllm={server.url}", "--junit-xml", suite.root / "junit.xml")
     assert outcome.code == pytest.ExitCode.TESTS_FAILED
     outcome.counts(failed=1)
     outcome.shows(
         "tiny-moe, 1 at a time, 4 in, 8 out on vllm==0.32.0",
         "  NO_BASELINE itl_token_ms.p50: * ms",
-        "    itl_token_ms.p50 is * ms and has no baseline to be compared with",
+        "    itl_token_ms.p50 is * ms and has no baseline to be compared with; nothing is stored "
+        "at baselines/cpu/vllm/serving.load/tiny-moe.closed-c1-isl4-osl8-n2.json",
         "  NO_BASELINE ttft_ms.p50: * ms",
         "  next: pytest 'serving/test_load.py::test_single_stream[[]vllm]' --gpu cpu "
         f"--engine vllm={server.url} --repeats 1 --ignore-finding busy_machine --baseline record",
     )
+    place = "; nothing is stored at baselines/cpu/vllm/serving.load/tiny-moe.closed-"
+    [cell] = outcome.run_json["cells"]
+    assert all(place in verdict["reason"] for verdict in cell["verdicts"])
+    told = {each.get("name"): each.get("value") for each in outcome.junit.iter("property")}
+    assert place in told["moeperf.ttft_ms.p50.reason"]
     assert not (suite.root / "baselines").exists()
+
+
+def test_an_expired_baseline_is_not_told_as_missing(recorded, slow_suite):
+    change(recorded, lambda baseline: baseline.update(expires="2020-01-01"))
+    outcome = slow_suite.run()
+    outcome.counts(failed=1)
+    outcome.shows("*has no baseline: the stored one expired on 2020-01-01*")
+    assert "nothing is stored" not in outcome.text
+
+
+def test_without_an_ini_file_the_header_says_where_baselines_are_looked_for(
+    suite, server, monkeypatch
+):
+    elsewhere, engine = suite.root / "elsewhere", ("--engine", f"vllm={server.url}")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    outcome = suite.run(*engine, "../serving")
+    outcome.shows(
+        f"moeperf: *--baseline check, baselines in {suite.root}/baselines: no pytest.ini says where"
+    )
+    outcome.shows(f"*; nothing is stored at {suite.root}/baselines/cpu/vllm/serving.load/*.json")
+    elsewhere.joinpath("bars").mkdir()
+    assert "no pytest.ini" not in suite.run(*engine, "../serving", "--baseline-dir=bars").text
+    suite.pytester.makeini("[pytest]\n")
+    assert "no pytest.ini" not in suite.run(*engine, "../serving").text
+
+
+def test_what_could_not_be_recorded_is_recorded_by_the_next_command(suite, make_server):
+    with make_server(short_by_tokens=1) as server:
+        outcome = suite.run("--engine", f"vllm={server.url}", "--baseline", "record")
+    outcome.counts(failed=1)
+    outcome.shows("  INVALID all metrics", "  next: * --baseline record   (measure again)")
 
 
 def test_a_recorded_baseline_passes_until_the_engine_gets_slower(recorded, slow_suite):

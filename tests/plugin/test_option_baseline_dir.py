@@ -17,10 +17,33 @@ def test_baselines_are_written_there_and_read_from_there(suite, server, tmp_path
     assert "NO_BASELINE" not in outcome.text
 
 
-def test_a_check_does_not_make_the_folder(suite, server, tmp_path):
+def test_a_check_of_a_folder_that_is_not_there_is_an_error_before_anything_starts(suite, tmp_path):
     place = tmp_path / "bars"
-    suite.run("--engine", f"vllm={server.url}", "--baseline-dir", place).counts(failed=1)
+    outcome = suite.run("--baseline-dir", place)
+    assert outcome.usage_error == (
+        f"ERROR: --baseline-dir {place}: no such folder; correct it, or make it with "
+        "--baseline record"
+    )
+    assert outcome.logs == []
     assert not place.exists()
+
+
+def test_a_check_of_a_file_is_an_error_before_anything_starts(suite, tmp_path):
+    place = tmp_path / "bars"
+    place.write_text("")
+    outcome = suite.run("--baseline-dir", place)
+    assert outcome.usage_error == (
+        f"ERROR: --baseline-dir {place}: not a folder; give the one with the baselines"
+    )
+    assert outcome.logs == []
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_nothing_is_not_the_working_directory(suite, text):
+    outcome = suite.run(f"--baseline-dir={text}")
+    assert outcome.usage_error == (
+        f"ERROR: --baseline-dir {text!r}: give a folder, or leave the option out"
+    )
 
 
 def test_a_file_in_its_place_is_an_error_before_anything_starts(suite, tmp_path):

@@ -67,6 +67,12 @@ def test_a_file_in_its_place_is_an_error_before_anything_starts(suite, tmp_path)
     )
 
 
+def test_nothing_is_not_the_working_directory(suite):
+    assert suite.run("--moeperf-out=").usage_error == (
+        "ERROR: --moeperf-out '': give a folder, or leave the option out"
+    )
+
+
 def test_a_report_that_cannot_be_written_at_the_end_fails_the_session(suite, server, tmp_path):
     place = tmp_path / "out"
     suite.write_ratio((0.9, 1.1))

@@ -107,7 +107,11 @@ def test_without_a_stored_start_there_is_no_baseline(suite, on_gpu):
     suite.write(f"import pytest\n{GUARD}")
     outcome = on_gpu("-k", "moe_backend")
     outcome.counts(failed=1)
-    outcome.shows("*NO_BASELINE moe_backend", "*next: pytest * --baseline record")
+    outcome.shows(
+        "*NO_BASELINE moe_backend",
+        "*no stored start tells it; looked below baselines/h200/vllm",
+        "*next: pytest * --baseline record",
+    )
 
 
 def test_other_servers_do_not_count(guarded, suite):

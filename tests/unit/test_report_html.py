@@ -320,6 +320,33 @@ def test_a_usual_run_stays_small(session_report):
     assert len(to_html(replace(session_report, cells=(balance,))).encode()) < 300_000
 
 
+def test_what_several_tests_say_of_one_cell_stands_together_with_one_pair_of_maps(session_report):
+    first = session_report.cells[0]
+    said = [
+        replace(
+            first,
+            test=f"test_balance.py::test_{number}",
+            routing=routed(2, 8),
+            verdicts=(Verdict(metric=f"measure_{number}", outcome=Outcome.PASS),),
+        )
+        for number in range(4)
+    ]
+    other = replace(said[0], start=replace(first.start, start_id="of another start"))
+    between = replace(session_report.cells[-1], cell="serving/between", routing=None)
+    cells = (said[0], between, *said[1:], other)
+    text = to_html(replace(session_report, cells=cells))
+    page = Page(text)
+    maps = [each for each in page.values("id") if "-heat-" in each]
+    assert maps == ["cell-1-heat-1", "cell-1-heat-2", "cell-6-heat-1", "cell-6-heat-2"]
+    rows = text.partition(">All cells<")[2].partition("</table>")[0]
+    assert re.findall(r'rowspan="(\d+)"', rows) == ["4", "1"]
+    assert re.findall(r"<td>(measure_\d)</td>", rows) == [
+        *(f"measure_{number}" for number in range(4)),
+        "measure_0",
+    ]
+    assert rows.count("measured, without a verdict of its own") == 1
+
+
 STYLE = (Path(html.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
 
 
