@@ -28,12 +28,16 @@ def next_steps(
     outcomes = {verdict.outcome for verdict in result.verdicts}
     if Outcome.NO_BASELINE in outcomes:
         return (NextStep(shlex.join(["pytest", test, *options.as_typed, "--baseline", "record"])),)
+    measured = result.fingerprint is not None
+    if Outcome.INCOMPARABLE in outcomes and measured and references.is_of_another(result):
+        # What was measured elsewhere takes no further start of this machine.
+        return (NextStep(_refresh(test, options), "store figures of this machine in its place"),)
     again = ["pytest", test, *options.all_as_typed]
     steps = [NextStep(shlex.join(again), "measure again")]
     by_baseline = any(
         verdict.outcome is Outcome.REGRESSED and not verdict.paired for verdict in result.verdicts
     )
-    if by_baseline and result.fingerprint is not None:
+    if by_baseline and measured:
         old = references.old_engine(result)
         if old is not None and result.routing is not None:
             other = shlex.join(["pytest", test, "--engine", old])
@@ -46,6 +50,16 @@ def next_steps(
             show = shlex.join(["moeperf", "baseline", "show", short(path)])
             steps.append(NextStep(show, "what is expected"))
     return tuple(steps)
+
+
+def _refresh(test: str, options: Options) -> str:
+    words, folder = list(options.as_typed), []
+    if "--baseline-dir" in words:
+        at = words.index("--baseline-dir")
+        folder, words[at : at + 2] = words[at : at + 2], []
+    typed = [f"--pytest-args={shlex.join(words)}"] if words else []
+    reason = ["--reason", "figures of this machine"]
+    return shlex.join(["moeperf", "baseline", "refresh", test, *typed, *folder, *reason])
 
 
 def placed(result: CellResult, references: References) -> CellResult:

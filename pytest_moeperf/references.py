@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_moeperf import gate, judge
 from pytest_moeperf.baseline import Gate, Recording
 from pytest_moeperf.cellresult import AS_STARTED
+from pytest_moeperf.compat import differences
 from pytest_moeperf.errors import MoeperfError, StorageError
 from pytest_moeperf.gate import Reference
 from pytest_moeperf.metrics import describe
@@ -61,6 +62,11 @@ class References:
         if stored.engine.version == cell.start.engine_version:
             return None
         return stored.engine.spec
+
+    def is_of_another(self, cell: CellResult) -> bool:
+        """Whether the cell's baseline was measured on something else than the cell was."""
+        stored = load(self.path(cell), cell=cell.cell)
+        return stored is not None and bool(differences(_fingerprint(cell), stored.fingerprint))
 
     def path(self, cell: CellResult) -> Path:
         """Where the cell's baseline is, or would be."""

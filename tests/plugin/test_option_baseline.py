@@ -1,8 +1,11 @@
 """--baseline check|record: from the first figures to a regression."""
 
 import json
+import shlex
 
 import pytest
+
+from pytest_moeperf.cli import main
 
 CELL = "serving.load/tiny-moe.closed-c1-isl4-osl4-n1"
 SUITE = """\
@@ -136,6 +139,11 @@ def test_a_baseline_of_another_machine_skips_and_names_the_field(recorded, slow_
     )
     [cell] = outcome.run_json["cells"]
     assert {each["outcome"] for each in cell["verdicts"]} == {"INCOMPARABLE"}
+    [step] = cell["next_steps"]
+    assert step["purpose"] == "store figures of this machine in its place"
+    _, *typed = shlex.split(step["command"])
+    assert main([*typed, "--starts", "1", "--yes"]) == 0
+    slow_suite.run().counts(passed=1)
 
 
 def test_recording_over_a_baseline_of_another_machine_fails_and_leaves_it(recorded, slow_suite):
