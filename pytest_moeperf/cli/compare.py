@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import BaselineError, NewerFormatError, UsageError
+from pytest_moeperf.outcomes import GOOD
+from pytest_moeperf.records import Outcome
+from pytest_moeperf.store import schema
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print; 1 where a metric regressed."""
     from pytest_moeperf.comparison import compare  # noqa: PLC0415 - not for other commands
-    from pytest_moeperf.records import Outcome  # noqa: PLC0415 - not for other commands
 
     first, second = _read(args.first), _read(args.second)
     comparison = compare(first, second)
@@ -49,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(file: str) -> StoredRun:
     from pytest_moeperf.comparison import read_run  # noqa: PLC0415 - not for other commands
-    from pytest_moeperf.store import schema  # noqa: PLC0415 - not for other commands
 
     name = printable(file)
     try:
@@ -119,8 +120,6 @@ def _lines(first: StoredRun, second: StoredRun, comparison: Comparison) -> Itera
 
 
 def _reasons(cell: CellResult) -> Iterator[str]:
-    from pytest_moeperf.outcomes import GOOD  # noqa: PLC0415 - not for other commands
-
     for verdict in cell.verdicts:
         if verdict.outcome not in GOOD:
             yield f"{verdict.outcome} {printable(cell.cell)}: {printable(verdict.reason)}"

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_moeperf import installs
 from pytest_moeperf.enginespec import parse_engine
 from pytest_moeperf.errors import UsageError
 
@@ -142,24 +143,18 @@ def _install(args: argparse.Namespace) -> int:
 
 
 def _from_lock(args: argparse.Namespace) -> Environment:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
-
     distribution, version = _managed(args.spec, "installed")
     with _progress(args.spec) as progress:
         return installs.install(distribution, version, on_progress=progress)
 
 
 def _from_bundle(args: argparse.Namespace) -> Environment:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
-
     python = args.python or Path(sys.executable)
     with _progress(str(args.source)) as progress:
         return installs.install_bundle(args.source, python=python, on_progress=progress)
 
 
 def _bundle(args: argparse.Namespace) -> int:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
-
     distribution, version = _managed(args.spec, "bundled")
     with _progress(args.spec) as progress:
         bundle = installs.bundle(
@@ -200,8 +195,6 @@ def _managed(spec: str, done: str) -> tuple[str, str | None]:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
-
     environments = installs.installed()
     present = {each.install.label for each in environments}
     missing = [lock.label for lock in installs.known_locks() if lock.label not in present]
@@ -217,8 +210,6 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from pytest_moeperf import installs  # noqa: PLC0415 - not for other commands
-
     removed = installs.remove(args.spec)
     if args.json:
         _print_json([_as_json(each) for each in removed])

@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.cli.values import count, share
 from pytest_moeperf.errors import ModelError, UsageError
+from pytest_moeperf.gpu import hardware_classes
+from pytest_moeperf.memory import (
+    PRECISIONS,
+    Parallelism,
+    Request,
+    fit,
+    least_gpus,
+    remedies,
+    stored_precision,
+    unservable,
+)
+from pytest_moeperf.models import describe
 
 if TYPE_CHECKING:
     import argparse
 
     from pytest_moeperf.hardware import HardwareClass
-    from pytest_moeperf.memory import Architecture, Parallelism, Precision
+    from pytest_moeperf.memory import Architecture, Precision
     from pytest_moeperf.report.fit import Answer
 
 __all__ = ["HELP", "configure", "run"]
@@ -85,9 +97,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace) -> Answer:
-    from pytest_moeperf.gpu import hardware_classes  # noqa: PLC0415 - not for other commands
-    from pytest_moeperf.memory import Request, fit, least_gpus, remedies  # noqa: PLC0415 - not for other commands
-    from pytest_moeperf.models import describe  # noqa: PLC0415 - not for other commands
     from pytest_moeperf.report.fit import Answer  # noqa: PLC0415 - not for other commands
 
     classes = {each.name: each for each in hardware_classes() if each.memory_gib is not None}
@@ -140,8 +149,6 @@ def _gpus(asked: str, classes: dict[str, HardwareClass]) -> tuple[int, HardwareC
 
 
 def _parallel(args: argparse.Namespace, arch: Architecture, gpus: int) -> Parallelism:
-    from pytest_moeperf.memory import Parallelism, unservable  # noqa: PLC0415 - not for other commands
-
     parallel = Parallelism(
         tensor=args.tp or max(1, gpus // (args.pp * args.dp)),
         pipeline=args.pp,
@@ -165,8 +172,6 @@ def _parallel(args: argparse.Namespace, arch: Architecture, gpus: int) -> Parall
 
 
 def _precision(args: argparse.Namespace, arch: Architecture) -> Precision:
-    from pytest_moeperf.memory import PRECISIONS, stored_precision  # noqa: PLC0415 - not for other commands
-
     precision = PRECISIONS[args.dtype] if args.dtype else stored_precision(arch)
     if precision is None:
         raise UsageError(

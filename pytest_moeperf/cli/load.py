@@ -11,6 +11,7 @@ from pytest_moeperf import validity
 from pytest_moeperf.cli import load_options
 from pytest_moeperf.datasets import load_data
 from pytest_moeperf.errors import StorageError, UsageError
+from pytest_moeperf.files import write_text_atomic
 from pytest_moeperf.report.load import Played, document, table
 from pytest_moeperf.workload import plan
 
@@ -109,7 +110,6 @@ def _plan(options: LoadOptions, data: Data, model: ServedModel) -> Plan:
 
 def _export(played: Played, form: str, path: Path, *, seed: int) -> None:
     from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - not for other commands
-    from pytest_moeperf.files import write_text_atomic  # noqa: PLC0415 - not for other commands
 
     exported = EXPORTS[form](
         played.repeat,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from pytest_moeperf.cli.values import above_zero, count, whole
 from pytest_moeperf.errors import UsageError
+from pytest_moeperf.files import ensure_file_writable
 from pytest_moeperf.loadgen import parse_workers
 from pytest_moeperf.metrics import SLO
 from pytest_moeperf.workload import (
@@ -315,7 +316,6 @@ def _exports(texts: list[str]) -> dict[str, Path]:
     if not texts:
         return {}
     from pytest_moeperf.exchange import EXPORTS  # noqa: PLC0415 - not for other commands
-    from pytest_moeperf.files import ensure_file_writable  # noqa: PLC0415 - not for other commands
 
     exports: dict[str, Path] = {}
     for text in texts:

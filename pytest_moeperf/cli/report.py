@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pytest_moeperf.document import printable
 from pytest_moeperf.errors import BaselineError, NewerFormatError, UsageError
+from pytest_moeperf.files import write_text_atomic
+from pytest_moeperf.store import schema
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +33,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, write, and name what was written."""
-    from pytest_moeperf.files import write_text_atomic  # noqa: PLC0415 - not for other commands
     from pytest_moeperf.report.html import to_html  # noqa: PLC0415 - not for other commands
 
     source = Path(args.run_json)
@@ -44,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(path: Path) -> SessionReport:
     from pytest_moeperf.report.json import from_json  # noqa: PLC0415 - not for other commands
-    from pytest_moeperf.store import schema  # noqa: PLC0415 - not for other commands
 
     name = printable(str(path))
     try:

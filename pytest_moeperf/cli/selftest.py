@@ -7,7 +7,7 @@ import json
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from pytest_moeperf import validity
+from pytest_moeperf import selftest, validity
 from pytest_moeperf.probe import BusyWatch, usable_cores
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ def run_selftest(args: argparse.Namespace, *, rates: Sequence[int] = (), chunks:
     `rates` in chunks per second and `chunks` of a stream replace the usual ones.
     """
     # The load client is loaded by those who send load, not by every `moeperf` command.
-    from pytest_moeperf import selftest  # noqa: PLC0415 - not for other commands
-
     cores, watch = selftest.cores_here(), BusyWatch()
     steps: list[Step] = []
     if not args.json:
