@@ -142,7 +142,7 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
 def validate(document: Any, schema: Mapping[str, Any], *, source: str) -> None:
     """Raise BaselineError with the path of what the schema does not allow."""
     from jsonschema import Draft202012Validator  # noqa: PLC0415 - 0.1 s, only to read a file
-    from jsonschema.exceptions import best_match  # noqa: PLC0415 - as the other
+    from jsonschema.exceptions import best_match  # noqa: PLC0415 - 0.1 s, only to read a file
 
     errors = list(Draft202012Validator(schema).iter_errors(document))
     # Of another version of the format everything else may differ as well.

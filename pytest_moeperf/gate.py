@@ -29,6 +29,7 @@ __all__ = [
     "doubtful",
     "judge_metric",
     "judge_prediction",
+    "judged_repeats",
     "paired_ratios",
     "prior_for",
     "repeats_of",
@@ -99,16 +100,15 @@ def _evidence(cell: CellResult, key: str, stored: Baseline | None) -> Evidence:
         metric=key,
         # A first start that was cold is told as such, and its value with it.
         today=tuple(
-            repeats_of(start, key)
+            (repeats_of if start is cell.start else judged_repeats)(start, key)
             for start in cell.starts
-            if start is cell.start or not _cold(start, key)
         ),
         stored=tuple(
             judge.StoredStart(start.session_id, repeats_of(start, key))
             for start in (stored.starts if stored is not None else ())
         ),
-        old=tuple(repeats_of(start, key) for start in cell.old if not _cold(start, key)),
-        new=tuple(repeats_of(start, key) for start in cell.new if not _cold(start, key)),
+        old=tuple(judged_repeats(start, key) for start in cell.old),
+        new=tuple(judged_repeats(start, key) for start in cell.new),
         other_gpu=stored is not None and _other_gpu(cell.starts, stored.starts),
     )
 
@@ -151,6 +151,11 @@ def repeats_of(start: StartRecord, key: str) -> tuple[float, ...]:
     """The metric in the valid repeats of a start that have it."""
     values = (repeat.values.get(key) for repeat in start.repeats if repeat.valid)
     return tuple(value for value in values if value is not None)
+
+
+def judged_repeats(start: StartRecord, key: str) -> tuple[float, ...]:
+    """Those that are held against others: a cold start has no start-up time to compare."""
+    return () if _cold(start, key) else repeats_of(start, key)
 
 
 def _in_its_surroundings(

@@ -111,7 +111,7 @@ class OpenCell:
         if need is Need.PAIR:
             arms = {"": result.new, " of the old engine": result.old}
         for whose, starts in arms.items():
-            lacking = sum(not gate.repeats_of(start, key) for start in starts)
+            lacking = sum(not gate.judged_repeats(start, key) for start in starts)
             if lacking > MOST_INVALID:
                 return f"{key} could not be measured in {lacking} starts{whose}"
         return ""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pytest_moeperf import gate
 from pytest_moeperf.baseline import Baseline, EngineProvenance
 from pytest_moeperf.errors import ServerStartError
 from pytest_moeperf.gate import Reference
@@ -583,6 +584,22 @@ def test_pairs_that_lack_the_metric_in_an_arm_end_the_a_b(night, new, old, whose
     expected = Outcome.INCONCLUSIVE if stored else Outcome.NO_BASELINE
     assert (verdict.outcome, len(result.new)) == (expected, 3)
     assert verdict.reason.endswith(f"; tpot_ms.p50 could not be measured in 3 {whose}")
+
+
+def test_an_old_engine_that_always_starts_cold_ends_the_a_b(night, monkeypatch):
+    """Its caches may be where no start finds them; a cold start-up time is held against none."""
+    monkeypatch.setattr(gate, "STARTUP", TPOT)
+    run, sampler = night(new=(22.0,), old=(20.0,), against="vllm==0.31.0")
+    warm = run._start
+
+    def start(value, spec):
+        caches = gate.COLD if spec.engine == OLD else "warm"
+        return replace(warm(value, spec), environment={gate.ENGINE_CACHES: caches})
+
+    monkeypatch.setattr(run, "_start", start)
+    verdict, result = judged(run, sampler)
+    assert (verdict.outcome, len(result.new)) == (Outcome.INCONCLUSIVE, 3)
+    assert verdict.reason.endswith("could not be measured in 3 starts of the old engine")
 
 
 def test_a_start_without_the_metric_is_made_up_for(night):
